@@ -1,0 +1,1 @@
+"""Policies and the actor-critic that learns inside the dream."""

@@ -1,0 +1,1 @@
+"""Real environments, their episodes on disk, and the dream as an environment."""

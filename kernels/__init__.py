@@ -1,0 +1,1 @@
+"""Pure tensor functions, each with a reference in plain torch."""

@@ -1,0 +1,1 @@
+"""Trajectories in, a world model out: see README.md."""
