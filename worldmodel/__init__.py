@@ -1,7 +1,7 @@
 """Trajectories in, a world model out: see README.md.
 
-Importing the package registers the environment `worldmodel/Dream-v0`. Torch is imported by the first name that needs it,
-so that `import worldmodel` stays instant.
+Importing the package registers the environment `worldmodel/Dream-v0`. Torch is imported by the first name that needs
+it, so that `import worldmodel` stays instant.
 """
 
 from __future__ import annotations
