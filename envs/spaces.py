@@ -1,0 +1,176 @@
+"""Gymnasium spaces as JSON, and as what the model knows of them.
+
+The store keeps actions exactly as the environment took them. The model counts choices from 0 and sees boxes as numbers in
+[-1, 1]; `to_model_action` and `from_model_action` are the only place where one becomes the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import Space
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+
+from worldmodel.config import ActionSpec, ObservationSpec
+from worldmodel.errors import UserError
+
+SMALLEST_IMAGE = 16  # sides below this many pixels are cells of a symbolic grid
+MINIGRID_CODES = 10  # MiniGrid declares its grids as 0..255, but its largest object code is 10
+
+
+def space_to_json(space: Space) -> dict[str, Any]:
+    """Write a space as plain numbers, strings and lists.
+
+    Args:
+        space: a Box, Discrete or MultiDiscrete.
+
+    Raises:
+        UserError: it is a space of another kind.
+    """
+    if isinstance(space, Box):
+        return {
+            "type": "Box",
+            "low": _bounds_to_json(space.low),
+            "high": _bounds_to_json(space.high),
+            "shape": list(space.shape),
+            "dtype": space.dtype.name,
+        }
+    if isinstance(space, Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, MultiDiscrete):
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+    raise UserError(
+        f"the space {space} is a {type(space).__name__}; only Box, Discrete and MultiDiscrete are supported, "
+        "so choose a wrapper that turns it into one of them"
+    )
+
+
+def space_from_json(data: dict[str, Any]) -> Space:
+    """The inverse of `space_to_json`.
+
+    Raises:
+        UserError: the description is incomplete or of an unknown type.
+    """
+    try:
+        if data["type"] == "Box":
+            shape, dtype = tuple(data["shape"]), np.dtype(data["dtype"])
+            low, high = (np.broadcast_to(np.array(data[k], dtype=np.float64), shape) for k in ("low", "high"))
+            return Box(low.astype(dtype), high.astype(dtype), shape=shape, dtype=dtype.type)
+        if data["type"] == "Discrete":
+            return Discrete(data["n"], start=data["start"])
+        if data["type"] == "MultiDiscrete":
+            return MultiDiscrete(np.array(data["nvec"]), start=np.array(data["start"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the space description {data!r} cannot be read: {error!r}") from error
+    raise UserError(f"the space description {data!r} has an unknown type; known are Box, Discrete and MultiDiscrete")
+
+
+def _bounds_to_json(bounds: np.ndarray) -> Any:
+    """One number where all bounds agree, else nested lists. JSON has no infinity: it becomes a string."""
+    values = bounds if bounds.size == 0 or (bounds != bounds.flat[0]).any() else bounds.flat[0]
+    return _finite(np.asarray(values).tolist())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return str(value) if value in (float("inf"), float("-inf")) else value
+
+
+def observation_spec(space: Space, kind: str | None = None) -> ObservationSpec:
+    """What the model needs to know about the observations of `space`.
+
+    Args:
+        space: Box of uint8 or float32, `(H, W, C)` or `(D,)`.
+        kind: `"image"`, `"grid"` or `"vector"`; guessed from the shape if left out.
+
+    Raises:
+        UserError: observations of this space cannot be fed to the model.
+    """
+    if not isinstance(space, Box):
+        raise UserError(
+            f"the observation space {space} is not a Box; choose a wrapper that makes it one, such as 'flatten'"
+        )
+    if space.dtype.name not in ("uint8", "float32"):
+        raise UserError(f"observations must be uint8 or float32, not {space.dtype.name}")
+    if len(space.shape) not in (1, 3) or 0 in space.shape:
+        raise UserError(f"observations must have the shape (H, W, C) or (D,), not {space.shape}")
+    if kind is None:
+        small = min(space.shape[:2]) < SMALLEST_IMAGE
+        kind = "vector" if len(space.shape) == 1 else "grid" if small else "image"
+    if kind == "vector":
+        offset, scale = 0.0, 255.0 if space.dtype == np.uint8 else 1.0
+    else:
+        offset, scale = _value_range(space, kind)
+    try:
+        return ObservationSpec(shape=space.shape, dtype=space.dtype.name, kind=kind, offset=offset, scale=scale)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _value_range(space: Box, kind: str) -> tuple[float, float]:
+    low, high = float(space.low.min()), float(space.high.max())
+    if kind == "grid" and high == 255:
+        high = MINIGRID_CODES
+    return (low, high - low) if np.isfinite(high - low) and high > low else (0.0, 1.0)
+
+
+def action_spec(space: Space) -> ActionSpec:
+    """What the model needs to know about the actions of `space`.
+
+    Raises:
+        UserError: the space is not a Discrete, MultiDiscrete or float Box.
+    """
+    if isinstance(space, Discrete):
+        return ActionSpec(kind="discrete", sizes=(int(space.n),))
+    if isinstance(space, MultiDiscrete):
+        return ActionSpec(kind="multi_discrete", sizes=tuple(int(n) for n in space.nvec.flat))
+    if isinstance(space, Box) and np.issubdtype(space.dtype, np.floating) and 0 not in space.shape:
+        return ActionSpec(kind="box", sizes=(int(np.prod(space.shape)),), low=-1.0, high=1.0)
+    raise UserError(f"the action space {space} is not supported; it must be Discrete, MultiDiscrete or a Box of floats")
+
+
+def to_model_action(space: Space, actions: np.ndarray) -> np.ndarray:
+    """Actions of the environment as the model takes them.
+
+    Args:
+        space: the space of a single action.
+        actions: `(..., *space.shape)`, any leading axes.
+
+    Returns:
+        `(..., *action_spec(space).shape)`: int64 choices counted from 0, or float32 in [-1, 1]. Box entries without
+        bounds pass as they are.
+    """
+    actions = np.asarray(actions)
+    lead = actions.shape[: actions.ndim - len(space.shape)]
+    if isinstance(space, Discrete):
+        return actions.astype(np.int64) - int(space.start)
+    if isinstance(space, MultiDiscrete):
+        return (actions.astype(np.int64) - space.start).reshape(*lead, -1)
+    assert isinstance(space, Box), space
+    middle, half = _middle_and_half(space)
+    clipped = np.clip(actions, space.low, space.high)
+    return ((clipped - middle) / half).astype(np.float32).reshape(*lead, -1)
+
+
+def from_model_action(space: Space, actions: np.ndarray) -> np.ndarray:
+    """The inverse of `to_model_action`: actions that the environment accepts, boxes clipped to their bounds."""
+    actions = np.asarray(actions)
+    if isinstance(space, Discrete):
+        return actions.astype(np.int64) + int(space.start)
+    lead = actions.shape[:-1]
+    actions = actions.reshape(*lead, *space.shape)
+    if isinstance(space, MultiDiscrete):
+        return actions.astype(np.int64) + space.start
+    assert isinstance(space, Box), space
+    middle, half = _middle_and_half(space)
+    return np.clip(actions * half + middle, space.low, space.high).astype(space.dtype)
+
+
+def _middle_and_half(space: Box) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and half width of each entry; 0 and 1 where the entry has no bounds or no width."""
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    scaled = np.isfinite(low) & np.isfinite(high) & (high > low)
+    low, high = np.where(scaled, low, -1.0), np.where(scaled, high, 1.0)
+    return (low + high) / 2, (high - low) / 2
