@@ -1,0 +1,227 @@
+"""Any Gymnasium id, wrapped by name, and described so that the same environment can be built again later.
+
+A run folder and an episode store both hold an *environment spec*: id, wrappers, kwargs, time limit and the two spaces.
+`make_from_spec` rebuilds the environment and refuses when its spaces are no longer the ones that were recorded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import AddRenderObservation, DtypeObservation, FlattenObservation, TransformObservation
+
+from worldmodel.envs.spaces import space_to_json
+from worldmodel.errors import UserError
+
+# Packages that register their environments only when imported, by how their ids begin.
+PACKAGES = {"MiniGrid-": "minigrid", "BabyAI-": "minigrid", "ALE/": "ale_py"}
+
+
+def _minigrid_rgb(env: gymnasium.Env) -> gymnasium.Env:
+    """What the agent sees, 8 pixels a cell: 56x56x3."""
+    from minigrid.wrappers import ImgObsWrapper, RGBImgPartialObsWrapper
+
+    return ImgObsWrapper(RGBImgPartialObsWrapper(env, tile_size=8))
+
+
+def _minigrid_rgb_full(env: gymnasium.Env) -> gymnasium.Env:
+    """The whole map, 8 pixels a cell."""
+    from minigrid.wrappers import ImgObsWrapper, RGBImgObsWrapper
+
+    return ImgObsWrapper(RGBImgObsWrapper(env, tile_size=8))
+
+
+def _minigrid_grid(env: gymnasium.Env) -> gymnasium.Env:
+    """What the agent sees as codes of object, colour and state: 7x7x3."""
+    from minigrid.wrappers import ImgObsWrapper
+
+    return ImgObsWrapper(env)
+
+
+def _render(env: gymnasium.Env) -> gymnasium.Env:
+    """The rendered picture in place of the observation."""
+    return AddRenderObservation(env, render_only=True)
+
+
+def _resize64(env: gymnasium.Env) -> gymnasium.Env:
+    """Images averaged down to 64x64, every source pixel counted by its area."""
+    shape = env.observation_space.shape or ()
+    if len(shape) != 3:
+        raise UserError(f"the wrapper 'resize64' needs images of shape (H, W, C), not {shape}")
+
+    def shrink(image: np.ndarray) -> np.ndarray:
+        chw = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()
+        small = torch.nn.functional.interpolate(chw[None], size=(64, 64), mode="area")[0]
+        return small.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+    return TransformObservation(env, shrink, Box(0, 255, (64, 64, shape[2]), np.uint8))
+
+
+def _grayscale(env: gymnasium.Env) -> gymnasium.Env:
+    """Colours as one channel of brightness (Rec. 601)."""
+    shape = env.observation_space.shape or ()
+    if len(shape) != 3 or shape[2] != 3:
+        raise UserError(f"the wrapper 'grayscale' needs images of shape (H, W, 3), not {shape}")
+    weights = np.array([0.299, 0.587, 0.114], np.float32)
+
+    def mix(image: np.ndarray) -> np.ndarray:
+        return np.round(image @ weights).astype(np.uint8)[..., None]
+
+    return TransformObservation(env, mix, Box(0, 255, (*shape[:2], 1), np.uint8))
+
+
+def _flatten(env: gymnasium.Env) -> gymnasium.Env:
+    """Anything as one float32 vector; discrete parts as one-hots."""
+    return DtypeObservation(FlattenObservation(env), np.float32)
+
+
+WRAPPERS: dict[str, Callable[[gymnasium.Env], gymnasium.Env]] = {
+    "minigrid_rgb": _minigrid_rgb,
+    "minigrid_rgb_full": _minigrid_rgb_full,
+    "minigrid_grid": _minigrid_grid,
+    "render": _render,
+    "resize64": _resize64,
+    "grayscale": _grayscale,
+    "flatten": _flatten,
+}
+
+
+def default_wrappers(env_id: str) -> tuple[str, ...]:
+    """The wrappers an id gets when none are named: the RGB partial view for MiniGrid, none for others."""
+    return ("minigrid_rgb",) if env_id.startswith(("MiniGrid-", "BabyAI-")) else ()
+
+
+def make_env(
+    env_id: str,
+    *,
+    wrappers: Sequence[str] | None = None,
+    seed: int | None = None,
+    render_mode: str | None = None,
+    max_episode_steps: int | None = None,
+    **kwargs: Any,
+) -> gymnasium.Env:
+    """Build an environment by its Gymnasium id.
+
+    Args:
+        env_id: such as `"MiniGrid-Empty-Random-6x6-v0"`, `"CartPole-v1"`, or `"module:Id-v0"`.
+        wrappers: names from `WRAPPERS`, the innermost first; `None` takes `default_wrappers(env_id)`.
+        seed: resets the environment once with this seed.
+        render_mode: passed on; the wrapper `"render"` sets it to `"rgb_array"`.
+        max_episode_steps: time limit; `None` keeps the registered one.
+        **kwargs: passed to the environment.
+
+    Returns:
+        The environment; observations of float64 are made float32.
+
+    Raises:
+        UserError: the id or a wrapper is unknown, or the environment cannot be built.
+    """
+    names = default_wrappers(env_id) if wrappers is None else tuple(wrappers)
+    for name in names:
+        if name not in WRAPPERS:
+            raise UserError(f"there is no wrapper {name!r}{_near(name, WRAPPERS)}; known are {', '.join(WRAPPERS)}")
+    if "render" in names:
+        render_mode = "rgb_array"
+    env = _make(env_id, render_mode=render_mode, max_episode_steps=max_episode_steps, **kwargs)
+    for name in names:
+        env = WRAPPERS[name](env)
+    if isinstance(env.observation_space, Box) and env.observation_space.dtype == np.float64:
+        env = DtypeObservation(env, np.float32)
+    if seed is not None:
+        env.reset(seed=seed)
+    return env
+
+
+def _make(env_id: str, **kwargs: Any) -> gymnasium.Env:
+    for start, package in PACKAGES.items():
+        if env_id.startswith(start):
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise UserError(f"{env_id} needs the package {package}, which is not installed") from error
+    try:
+        return gymnasium.make(env_id, **kwargs)
+    except (gymnasium.error.UnregisteredEnv, gymnasium.error.NamespaceNotFound) as error:
+        raise UserError(f"there is no environment {env_id!r}{_near(env_id, gymnasium.registry)}") from error
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
+        raise UserError(f"the environment {env_id!r} cannot be made: {error}") from error
+
+
+def _near(name: str, known: Any) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(matches)}?)" if matches else ""
+
+
+def environment_spec(
+    env_id: str,
+    wrappers: Sequence[str] | None,
+    kwargs: dict[str, Any],
+    env: gymnasium.Env,
+    max_episode_steps: int | None = None,
+) -> dict[str, Any]:
+    """What `make_from_spec` needs to build `env` again, as JSON.
+
+    Raises:
+        UserError: a space of `env` is of a kind that cannot be recorded.
+    """
+    return {
+        "id": env_id,
+        "wrappers": list(default_wrappers(env_id) if wrappers is None else wrappers),
+        "kwargs": dict(kwargs),
+        "max_episode_steps": max_episode_steps,
+        "observation_space": space_to_json(env.observation_space),
+        "action_space": space_to_json(env.action_space),
+    }
+
+
+def spec_of(
+    env_id: str, wrappers: Sequence[str] | None = None, max_episode_steps: int | None = None, **kwargs: Any
+) -> dict[str, Any]:
+    """The environment spec of an id: builds the environment, looks at its spaces, closes it."""
+    env = make_env(env_id, wrappers=wrappers, max_episode_steps=max_episode_steps, **kwargs)
+    try:
+        return environment_spec(env_id, wrappers, kwargs, env, max_episode_steps)
+    finally:
+        env.close()
+
+
+def make_from_spec(spec: dict[str, Any], *, render_mode: str | None = None) -> gymnasium.Env:
+    """Build the environment that `spec` describes.
+
+    Raises:
+        UserError: the spec names no environment, or the spaces are not the recorded ones.
+    """
+    if not spec.get("id"):
+        raise UserError("these data name no environment (they were imported), so none can be made from them")
+    env = make_env(
+        spec["id"],
+        wrappers=spec.get("wrappers"),
+        render_mode=render_mode,
+        max_episode_steps=spec.get("max_episode_steps"),
+        **spec.get("kwargs", {}),
+    )
+    for name, space in (("observation_space", env.observation_space), ("action_space", env.action_space)):
+        if (found := space_to_json(space)) != spec[name]:
+            env.close()
+            raise UserError(f"mismatched spaces: {spec['id']} has the {name} {found}, but {spec[name]} was recorded")
+    return env
+
+
+def make_vector_env(spec_or_id: dict[str, Any] | str, num_envs: int, **kwargs: Any) -> SyncVectorEnv:
+    """`num_envs` copies of one environment, reset only where somebody asks for it (see `rollout`).
+
+    Args:
+        spec_or_id: an environment spec or a Gymnasium id.
+        num_envs: how many copies step together.
+        **kwargs: for an id, passed to `make_env`.
+    """
+    spec = spec_of(spec_or_id, **kwargs) if isinstance(spec_or_id, str) else spec_or_id
+    return SyncVectorEnv([lambda: make_from_spec(spec)] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
