@@ -1,0 +1,260 @@
+"""Episodes on disk, bit for bit: a watchable video, a sidecar of arrays, and one index.
+
+    store/
+      index.json           format version, environment spec, codec, one entry an episode
+      episodes/000000.mkv  T + 1 frames (only with the codec "x264rgb")
+      episodes/000000.npz  actions, rewards, flags, seed, checksum; the observations too with the codec "npz"
+
+Every file is written beside its place and moved there, the index last. So whoever is killed half-way leaves a valid store,
+and the next `add` writes over what was not yet in the index.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import Space
+
+from worldmodel.envs.check_episode import checked
+from worldmodel.envs.rollout import Episode
+from worldmodel.envs.spaces import SMALLEST_IMAGE, space_from_json, space_to_json
+from worldmodel.envs.video import read_video, write_video
+from worldmodel.errors import UserError
+
+FORMAT_VERSION = 1
+INDEX_FIELDS = ("name", "length", "terminated", "truncated", "return", "seed")
+# What reading a damaged .mkv or .npz can raise; PyAV's own errors are among them.
+DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+class EpisodeStore:
+    """A folder of episodes of one environment. Made by `create` or `open`.
+
+    Attributes:
+        root: the folder.
+        environment: the environment spec, see `worldmodel.envs.make`; its `id` is `None` for imported data.
+        observation_space, action_space: of a single environment.
+        codec: how observations are kept, `"x264rgb"` or `"npz"`.
+        index: one dict an episode, with the keys of `INDEX_FIELDS`.
+    """
+
+    def __init__(self, root: Path, environment: dict[str, Any], codec: str, index: list[dict[str, Any]]) -> None:
+        self.root = root
+        self.environment = environment
+        self.observation_space = space_from_json(environment["observation_space"])
+        self.action_space = space_from_json(environment["action_space"])
+        self.codec = codec
+        self.index = index
+
+    @classmethod
+    def create(
+        cls,
+        root: str | Path,
+        environment: dict[str, Any] | None = None,
+        *,
+        observation_space: Space | None = None,
+        action_space: Space | None = None,
+    ) -> EpisodeStore:
+        """Begin an empty store.
+
+        Args:
+            root: a folder without a store; made if missing.
+            environment: an environment spec. Without one (your own data), give both spaces.
+            observation_space, action_space: of a single environment.
+
+        Raises:
+            UserError: there is a store already, or the spaces are missing or of an unsupported kind.
+        """
+        root = Path(root)
+        if (root / "index.json").exists():
+            raise UserError(f"{root} holds a store already; open it, or choose another folder")
+        if environment is None:
+            if observation_space is None or action_space is None:
+                raise UserError("a new store needs an environment spec, or an observation space and an action space")
+            environment = {
+                "id": None,
+                "observation_space": space_to_json(observation_space),
+                "action_space": space_to_json(action_space),
+            }
+        store = cls(root, environment, _codec_for(space_from_json(environment["observation_space"])), [])
+        (root / "episodes").mkdir(parents=True, exist_ok=True)
+        store._write_index()
+        return store
+
+    @classmethod
+    def open(cls, root: str | Path) -> EpisodeStore:
+        """Open the store in the folder `root`.
+
+        Raises:
+            UserError: there is none, its index is damaged, or a newer version wrote it.
+        """
+        root, path = Path(root), Path(root) / "index.json"
+        try:
+            data = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise UserError(f"{root} is not an episode store: it has no index.json") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read, it may be cut off: {error}") from error
+        missing = [k for k in ("format_version", "environment", "codec", "episodes") if k not in _dict(data)]
+        if missing:
+            raise UserError(f"{path} is not the index of an episode store: it lacks {', '.join(missing)}")
+        if data["format_version"] != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has the format version {data['format_version']}; this worldmodel reads {FORMAT_VERSION}"
+            )
+        for entry in data["episodes"]:
+            if any(k not in _dict(entry) for k in INDEX_FIELDS):
+                raise UserError(f"{path} has an incomplete entry: {entry}")
+        if any(k not in _dict(data["environment"]) for k in ("id", "observation_space", "action_space")):
+            raise UserError(f"{path} does not describe its environment")
+        return cls(root, data["environment"], data["codec"], data["episodes"])
+
+    def __len__(self) -> int:
+        """The number of episodes."""
+        return len(self.index)
+
+    @property
+    def steps(self) -> int:
+        """The number of actions in all episodes."""
+        return sum(entry["length"] for entry in self.index)
+
+    def add(
+        self,
+        frames: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        terminated: bool,
+        truncated: bool,
+        seed: int | None = None,
+    ) -> str:
+        """Append one episode of `T` actions.
+
+        Args:
+            frames: `(T + 1, *observation shape)`, in the dtype of the observation space.
+            actions: `(T, *action shape)`; `actions[t]` was taken at `frames[t]` and led to `frames[t + 1]`.
+            rewards: `(T,)`; `rewards[t]` was paid for `actions[t]`.
+            terminated: the last frame is terminal: nothing can follow it.
+            truncated: the episode was cut off at the last frame, by a time limit or by whoever recorded it.
+            seed: what the environment was reset with, if known.
+
+        Returns:
+            The episode's name.
+
+        Raises:
+            UserError: an array has the wrong shape, type or length, or holds a NaN.
+        """
+        return self.add_episode(
+            Episode(
+                np.asarray(frames), np.asarray(actions), np.asarray(rewards), bool(terminated), bool(truncated), seed
+            )
+        )
+
+    def add_episode(self, episode: Episode) -> str:
+        """Append one episode. See `add`."""
+        episode = checked(episode, self.observation_space, self.action_space)
+        name = f"{int(self.index[-1]['name']) + 1 if self.index else 0:06d}"
+        frames = episode.observations
+        arrays = {
+            "actions": episode.actions,
+            "rewards": episode.rewards,
+            "terminated": np.array(episode.terminated),
+            "truncated": np.array(episode.truncated),
+            "seed": np.array(-1 if episode.seed is None else episode.seed, np.int64),
+            "checksum": np.array(_checksum(frames), np.uint32),
+        }
+        if self.codec == "x264rgb":
+            _replace(self._path(name, "mkv"), lambda path: write_video(path, frames))
+        else:
+            arrays["observations"] = frames
+        _replace(self._path(name, "npz"), lambda path: _save_npz(path, arrays))
+        entry = {
+            "name": name,
+            "length": episode.length,
+            "terminated": episode.terminated,
+            "truncated": episode.truncated,
+            "return": episode.total_reward,
+            "seed": episode.seed,
+        }
+        self.index.append(entry)
+        self._write_index()
+        return name
+
+    def read(self, name: str) -> Episode:
+        """The episode called `name`.
+
+        Raises:
+            UserError: its files are missing, damaged, or not what was written.
+        """
+        try:
+            with np.load(self._path(name, "npz")) as arrays:
+                data = {key: arrays[key] for key in arrays.files}
+            frames = read_video(self._path(name, "mkv")) if self.codec == "x264rgb" else data["observations"]
+            seed = int(data["seed"])
+            episode = Episode(
+                observations=frames,
+                actions=data["actions"],
+                rewards=data["rewards"],
+                terminated=bool(data["terminated"]),
+                truncated=bool(data["truncated"]),
+                seed=None if seed < 0 else seed,
+            )
+            if _checksum(frames) != int(data["checksum"]):
+                raise ValueError("its frames are not those that were written")
+        except DAMAGE as error:
+            raise UserError(f"the episode {name} in {self.root} is damaged: {error}") from error
+        return checked(episode, self.observation_space, self.action_space)
+
+    def episodes(self) -> Iterator[Episode]:
+        """All episodes, decoded one by one. Damaged ones are skipped, each with a warning that names it."""
+        for entry in self.index:
+            try:
+                yield self.read(entry["name"])
+            except UserError as error:
+                warnings.warn(f"skipped: {error}", stacklevel=2)
+
+    def _path(self, name: str, suffix: str) -> Path:
+        return self.root / "episodes" / f"{name}.{suffix}"
+
+    def _write_index(self) -> None:
+        data = {
+            "format_version": FORMAT_VERSION,
+            "environment": self.environment,
+            "codec": self.codec,
+            "episodes": self.index,
+        }
+        _replace(self.root / "index.json", lambda path: path.write_text(json.dumps(data)))
+
+
+def _codec_for(space: Space) -> str:
+    """Colour images as video; H.264 takes no smaller ones, and no other kinds."""
+    image = space.dtype == np.uint8 and len(space.shape or ()) == 3 and space.shape[2] == 3
+    return "x264rgb" if image and min(space.shape[:2]) >= SMALLEST_IMAGE else "npz"
+
+
+def _checksum(frames: np.ndarray) -> int:
+    """A damaged video may still decode, to other pixels; this tells."""
+    return zlib.crc32(np.ascontiguousarray(frames))
+
+
+def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:  # by file object, as numpy would add a suffix to the name
+        np.savez_compressed(file, **arrays)
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside `path`, then move it there: a reader sees the old one or the new one, whole."""
+    part = path.with_name(f".{path.name}.part")
+    write(part)
+    os.replace(part, path)
+
+
+def _dict(data: Any) -> dict[str, Any]:
+    return data if isinstance(data, dict) else {}
