@@ -1,0 +1,196 @@
+"""From a store to what the learner eats: all distinct frames in RAM, and segments cut from the episodes.
+
+`FrameTable` lays all episodes end to end, in the timing of `worldmodel.batch.Batch`: whatever stands at position `i` belongs
+to arriving at frame `i`. A segment is then a list of positions, and a batch is one gather.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import Space
+
+from worldmodel.batch import Batch
+from worldmodel.envs.rollout import Episode
+from worldmodel.envs.spaces import action_spec, to_model_action
+from worldmodel.envs.store import EpisodeStore
+from worldmodel.errors import UserError
+
+RARE = 0.1  # rewards on fewer than this share of all frames are events worth aiming at
+
+
+@dataclass
+class FrameTable:
+    """Episodes end to end: `N` frames in all, `U` distinct ones, `E` episodes.
+
+    Attributes:
+        frames: `(U, *observation shape)` the distinct observations.
+        index: `(N,)` which of them each frame is.
+        action: `(N, *action shape)` the action that led to the frame, as the model takes it; zeros at first frames.
+        reward: `(N,)` float32, paid on arrival; 0 at first frames.
+        terminated: `(N,)` bool, the frame is terminal.
+        first: `(N,)` bool, the frame begins an episode.
+        begin: `(E + 1,)` the position where each episode begins, and `N` at the end.
+    """
+
+    frames: np.ndarray
+    index: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    first: np.ndarray
+    begin: np.ndarray
+
+    @classmethod
+    def from_store(cls, store: EpisodeStore) -> FrameTable:
+        """Decode a whole store.
+
+        Raises:
+            UserError: it holds no readable episode.
+        """
+        if len(store) == 0:
+            raise UserError(f"the store {store.root} holds no episodes yet")
+        return cls.from_episodes(store.episodes(), store.action_space)
+
+    @classmethod
+    def from_episodes(cls, episodes: Iterable[Episode], action_space: Space) -> FrameTable:
+        """Lay episodes end to end, keeping equal observations once."""
+        seen: dict[bytes, int] = {}
+        frames: list[np.ndarray] = []
+        index, action, reward, terminated = [], [], [], []
+        no_action = np.zeros((1, *action_spec(action_space).shape))
+        for episode in episodes:
+            for frame in episode.observations:
+                key = hashlib.blake2b(frame.tobytes(), digest_size=16).digest()
+                if key not in seen:
+                    seen[key] = len(frames)
+                    frames.append(frame.copy())
+                index.append(seen[key])
+            taken = to_model_action(action_space, episode.actions)
+            action.append(np.concatenate([no_action.astype(taken.dtype), taken]))
+            reward.append(np.concatenate([[0.0], episode.rewards]).astype(np.float32))
+            terminated.append(np.arange(episode.length + 1) == (episode.length if episode.terminated else -1))
+        if not frames:
+            raise UserError("none of the episodes can be read")
+        begin = np.cumsum([0] + [len(r) for r in reward])
+        first = np.zeros(begin[-1], bool)
+        first[begin[:-1]] = True
+        return cls(
+            frames=np.stack(frames),
+            index=np.array(index),
+            action=np.concatenate(action),
+            reward=np.concatenate(reward),
+            terminated=np.concatenate(terminated),
+            first=first,
+            begin=begin,
+        )
+
+    def __len__(self) -> int:
+        """The number of frames, repeated ones included."""
+        return len(self.index)
+
+    @property
+    def num_episodes(self) -> int:
+        """The number of episodes."""
+        return len(self.begin) - 1
+
+    def episode_of(self, position: int | np.ndarray) -> np.ndarray:
+        """The episode that each position lies in."""
+        return np.searchsorted(self.begin, position, side="right") - 1
+
+    def gather(self, positions: np.ndarray, start: np.ndarray) -> Batch:
+        """The batch of the frames at `positions`.
+
+        Args:
+            positions: `(B, T)`.
+            start: `(B, T)` bool, where a piece of an episode begins.
+        """
+        distinct, index = np.unique(self.index[positions], return_inverse=True)
+        first = self.first[positions]
+        return Batch(
+            frames=torch.from_numpy(self.frames[distinct]),
+            index=torch.from_numpy(index.reshape(positions.shape).astype(np.int64)),
+            action=torch.from_numpy(self.action[positions]),
+            reward=torch.from_numpy(self.reward[positions]),
+            terminated=torch.from_numpy(self.terminated[positions]),
+            first=torch.from_numpy(first),
+            start=torch.from_numpy(start | first),
+        )
+
+
+class Segments:
+    """Endless random batches of a table. Iterate over it.
+
+    A row is a window at a random place of an endless tape on which random episodes follow one another: it begins at a
+    random frame, runs to the end of that episode, and goes on with whole other episodes until it is full. So every slot
+    of a row holds every frame equally often, and short episodes are packed without padding.
+
+    Args:
+        table: the data.
+        batch_size: rows, `B`.
+        length: frames a row, `T`.
+        seed: of the sampler.
+        end_share: the share of rows (rounded by chance) that are made to hold a termination or a rare reward. The others
+            follow the tape.
+    """
+
+    def __init__(self, table: FrameTable, batch_size: int, length: int, seed: int = 0, end_share: float = 0.25) -> None:
+        self.table = table
+        self.batch_size = batch_size
+        self.length = length
+        self.end_share = end_share
+        self.rng = np.random.default_rng(seed)
+        rewarded = table.reward != 0
+        self.events = np.flatnonzero(table.terminated | (rewarded & (rewarded.mean() < RARE)))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, without end."""
+        while True:
+            yield self.sample()
+
+    def sample(self) -> Batch:
+        """The next batch."""
+        rows = [self._row(int(begin)) for begin in self._begins()]
+        positions, starts = zip(*rows)
+        return self.table.gather(np.stack(positions), np.stack(starts))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sampler's random state: with it, the same batches follow."""
+        return {"rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.rng.bit_generator.state = state["rng"]
+
+    def _begins(self) -> np.ndarray:
+        """Where each row begins: `(B,)` positions."""
+        begins = self.rng.integers(len(self.table), size=self.batch_size)
+        aimed = self.rng.random(self.batch_size) < self.end_share
+        if len(self.events) and self.length > 1:
+            # The event falls on any slot but the first, whose losses are masked in mid-episode.
+            event = self.events[self.rng.integers(len(self.events), size=self.batch_size)]
+            back = self.rng.integers(1, self.length, size=self.batch_size)
+            episode_begin = self.table.begin[self.table.episode_of(event)]
+            begins = np.where(aimed, np.maximum(event - back, episode_begin), begins)
+        return begins
+
+    def _row(self, begin: int) -> tuple[np.ndarray, np.ndarray]:
+        """The positions of one row and where its pieces begin, `(T,)` each."""
+        table = self.table
+        positions, starts = np.empty(self.length, np.int64), np.zeros(self.length, bool)
+        end = table.begin[table.episode_of(begin) + 1]
+        filled = 0
+        while True:
+            count = min(end - begin, self.length - filled)
+            positions[filled : filled + count] = np.arange(begin, begin + count)
+            starts[filled] = True
+            filled += count
+            if filled == self.length:
+                return positions, starts
+            episode = self.rng.integers(table.num_episodes)
+            begin, end = table.begin[episode], table.begin[episode + 1]
