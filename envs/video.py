@@ -62,7 +62,9 @@ def write_viewable(path: str | Path, frames: np.ndarray, fps: int = 10, least_si
     large = frames.repeat(factor, axis=1).repeat(factor, axis=2)
     odd = [(0, 0), (0, large.shape[1] % 2), (0, large.shape[2] % 2), (0, 0)]  # yuv420p wants even sides
     options = {"crf": "16", "preset": "medium"}
-    _encode(path, np.pad(large, odd, mode="edge"), fps, container="mp4", codec="libx264", pixels="yuv420p", options=options)
+    _encode(
+        path, np.pad(large, odd, mode="edge"), fps, container="mp4", codec="libx264", pixels="yuv420p", options=options
+    )
 
 
 def _encode(
