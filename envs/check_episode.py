@@ -30,8 +30,8 @@ def checked(episode: Episode, observation_space: Space, action_space: Space) -> 
         raise UserError("an episode needs at least one action")
     if len(frames) != len(actions) + 1:
         raise UserError(
-            f"an episode of {len(actions)} actions has {len(actions) + 1} frames, the one before the first action and the "
-            f"one after each; here are {len(frames)}"
+            f"{len(actions)} actions need {len(actions) + 1} frames, one before the first action and one after each, "
+            f"but there are {len(frames)}"
         )
     if rewards.shape != (len(actions),):
         raise UserError(f"{len(actions)} actions need as many rewards, but the rewards have the shape {rewards.shape}")
@@ -46,8 +46,8 @@ def checked(episode: Episode, observation_space: Space, action_space: Space) -> 
 def _check_frames(frames: np.ndarray, space: Space) -> None:
     if frames.shape[1:] != space.shape or frames.dtype != space.dtype:
         raise UserError(
-            f"the frames are {frames.dtype} of shape {frames.shape[1:]}, but this store's observations are {space.dtype} "
-            f"of shape {space.shape}"
+            f"the frames are {frames.dtype} of shape {frames.shape[1:]}, "
+            f"but this store's observations are {space.dtype} of shape {space.shape}"
         )
     if frames.dtype.kind == "f" and not np.isfinite(frames).all():
         raise UserError("the frames hold a value that is not a finite number")

@@ -13,8 +13,8 @@ from gymnasium import Space
 class RandomPolicy:
     """Draws every action from the action space.
 
-    The `k`-th episode started, whichever row plays it, draws from the `k`-th seed. Given the seeds that `rollout` gets, an
-    episode follows from its seed alone, whatever ran beside it.
+    The `k`-th episode started, whichever row plays it, draws from the `k`-th seed. Given the seeds that `rollout` gets,
+    an episode follows from its seed alone, whatever ran beside it.
 
     Args:
         action_space: of a single environment.

@@ -1,7 +1,7 @@
 """The one rollout loop, for real and dreamed environments alike.
 
-Rows of the vector environment are never reset behind our back: a row whose episode ended is restarted here, with the next
-seed. So an episode's last observation is the true one, and every episode can be replayed from its seed and actions.
+Rows of the vector environment are never reset behind our back: a row whose episode ended is restarted here, with the
+next seed. So an episode's last observation is the true one, and each can be replayed from its seed and actions.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def rollout(
 ) -> Iterator[Episode]:
     """Play episodes, each from its own seed, and yield them as they end.
 
-    With `episodes` these are exactly the episodes of the first so many seeds, all played to their end: short ones are not
-    favoured. With `steps`, episodes still running at the last step are cut off there, as truncated.
+    With `episodes` these are exactly the episodes of the first so many seeds, all played to their end: short ones are
+    not favoured. With `steps`, episodes still running at the last step are cut off there, as truncated.
 
     Args:
         venv: with `AutoresetMode.DISABLED`.

@@ -1,7 +1,7 @@
 """From a store to what the learner eats: all distinct frames in RAM, and segments cut from the episodes.
 
-`FrameTable` lays all episodes end to end, in the timing of `worldmodel.batch.Batch`: whatever stands at position `i` belongs
-to arriving at frame `i`. A segment is then a list of positions, and a batch is one gather.
+`FrameTable` lays all episodes end to end, in the timing of `worldmodel.batch.Batch`: whatever stands at position `i`
+belongs to arriving at frame `i`. A segment is then a list of positions, and a batch is one gather.
 """
 
 from __future__ import annotations
@@ -135,8 +135,7 @@ class Segments:
         batch_size: rows, `B`.
         length: frames a row, `T`.
         seed: of the sampler.
-        end_share: the share of rows (rounded by chance) that are made to hold a termination or a rare reward. The others
-            follow the tape.
+        end_share: the share of rows that are made to hold a termination or a rare reward; the others follow the tape.
     """
 
     def __init__(self, table: FrameTable, batch_size: int, length: int, seed: int = 0, end_share: float = 0.25) -> None:

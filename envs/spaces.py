@@ -1,7 +1,7 @@
 """Gymnasium spaces as JSON, and as what the model knows of them.
 
-The store keeps actions exactly as the environment took them. The model counts choices from 0 and sees boxes as numbers in
-[-1, 1]; `to_model_action` and `from_model_action` are the only place where one becomes the other.
+The store keeps actions exactly as the environment took them. The model counts choices from 0 and sees boxes as numbers
+in [-1, 1]; `to_model_action` and `from_model_action` are the only place where one becomes the other.
 """
 
 from __future__ import annotations

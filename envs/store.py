@@ -5,8 +5,8 @@
       episodes/000000.mkv  T + 1 frames (only with the codec "x264rgb")
       episodes/000000.npz  actions, rewards, flags, seed, checksum; the observations too with the codec "npz"
 
-Every file is written beside its place and moved there, the index last. So whoever is killed half-way leaves a valid store,
-and the next `add` writes over what was not yet in the index.
+Every file is written beside its place and moved there, the index last. So whoever is killed half-way leaves a valid
+store, and the next `add` writes over what was not yet in the index.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 LOSSLESS = {"qp": "0", "preset": "veryfast", "g": "16"}
+VIEWABLE = {"crf": "16", "preset": "medium"}
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: int = 10) -> None:
