@@ -1,6 +1,6 @@
 """Every knob of the model: small frozen dataclasses, one a part, and the presets built from them.
 
-A config travels as JSON beside the weights (`config.json`), so it holds only numbers, strings, tuples and other configs.
+A config travels as JSON beside the weights (`config.json`), so it holds only numbers, strings, tuples and configs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ActionSpec:
     """What one action looks like.
 
     Attributes:
-        kind: `"discrete"` (an int64 scalar), `"multi_discrete"` (int64, one entry a choice) or `"box"` (float32 vector).
+        kind: `"discrete"` (an int64 scalar), `"multi_discrete"` (int64, an entry a choice) or `"box"` (float32 vector).
         sizes: choices of each discrete entry; `(D,)` for a box of D numbers.
         low, high: bounds of a box, one number for all entries; ignored by the discrete kinds.
     """
@@ -102,6 +102,7 @@ class CausalConfig:
     encoder_layers: str = "m2"
     decoder_layers: str = "m2"
     heads: int = 4
+    window: int = 128  # tokens that attention layers here look back on, if there are any
     extra: float = 0.0  # boundaries a frame beside the forced one at F_t; 0 runs the main network once a frame
     max_extra: int = 2  # cap of those, a frame
 

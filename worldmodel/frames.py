@@ -1,0 +1,180 @@
+"""The frame stage: one observation into a few chunks, and chunks back into an observation. Nothing crosses frames.
+
+Attention in both directions first (space is not time), then Mamba-2, whose bias towards compression is what makes
+chunking work, then the boundaries. The decoder is the mirror image; there is no residual around the chunks, it would
+make the picture trivial.
+
+Shape suffixes: U distinct frames, n frames, P patches, V values of a patch, K chunks of the fullest frame, D width d0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.config import ModelConfig, ObservationSpec
+from worldmodel.kernels.compaction import compact, take
+from worldmodel.layers import Stack
+from worldmodel.router import Router, Routing, straight_through
+
+
+class Patches(nn.Module):
+    """Observations to normalised patches and back. Vectors are images one pixel wide; odd sizes are zero-padded."""
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, spec: ObservationSpec, patch: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.H, self.W, self.C = spec.shape if len(spec.shape) == 3 else (spec.shape[0], 1, 1)
+        self.ph, self.pw = patch, 1 if spec.kind == "vector" else patch
+        self.rows, self.columns = -(-self.H // self.ph), -(-self.W // self.pw)
+        self.count = self.rows * self.columns  # P
+        self.values = self.ph * self.pw * self.C  # V
+        # One number for images and grids; one an entry for vectors, fitted to the data by `fit`.
+        entries = (self.H, 1, 1) if spec.kind == "vector" else (1, 1, 1)
+        self.register_buffer("offset", torch.full(entries, spec.offset))
+        self.register_buffer("scale", torch.full(entries, spec.scale))
+
+    def fit(self, observations: Tensor) -> None:
+        """Set offset and scale of a vector's entries to the mean and deviation of real `observations` `(n, D)`."""
+        if self.spec.kind == "vector":
+            values = observations.float().view(-1, self.H, 1, 1)
+            self.offset.copy_(values.mean(0))
+            self.scale.copy_(values.std(0).clamp(min=1e-3))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """`(n, *shape)` to `(n, P, V)`."""
+        n = frames.shape[0]
+        x = (frames.view(n, self.H, self.W, self.C).float() - self.offset) / self.scale
+        x = F.pad(x, (0, 0, 0, self.columns * self.pw - self.W, 0, self.rows * self.ph - self.H))
+        x = x.view(n, self.rows, self.ph, self.columns, self.pw, self.C).transpose(2, 3)
+        return x.reshape(n, self.count, self.values)
+
+    def inverse(self, patches: Tensor) -> Tensor:
+        """`(n, P, V)` to `(n, *shape)` in the observation's own dtype, rounded and clipped for integers."""
+        n = patches.shape[0]
+        x = patches.view(n, self.rows, self.columns, self.ph, self.pw, self.C).transpose(2, 3)
+        x = x.reshape(n, self.rows * self.ph, self.columns * self.pw, self.C)[:, : self.H, : self.W]
+        x = (x * self.scale + self.offset).reshape(n, *self.spec.shape)
+        return x.round().clamp(0, 255).to(torch.uint8) if self.spec.dtype == "uint8" else x
+
+
+@dataclass
+class Chunks:
+    """Where the chunks of some frames are.
+
+    Attributes:
+        start: `(n, K)` int64, first patch of each chunk; 0 where absent.
+        valid: `(n, K)` bool, which of the K exist.
+        of_patch: `(n, P)` int64, the chunk that each patch belongs to.
+        gate: `(n, P)` STE of the router's confidence, or None where boundaries are fixed.
+    """
+
+    start: Tensor
+    valid: Tensor
+    of_patch: Tensor
+    gate: Tensor | None = None
+
+    @classmethod
+    def at(cls, start: Tensor, valid: Tensor, patches: int) -> Chunks:
+        """From starts alone, as a dream generates them."""
+        place = torch.arange(patches, device=start.device)
+        begun = (start.unsqueeze(-1) <= place) & valid.unsqueeze(-1)
+        return cls(start, valid, begun.sum(1) - 1)
+
+    def rows(self, index: Tensor) -> Chunks:
+        """The chunks of some of the frames, `index` `(m,)`."""
+        gate = None if self.gate is None else self.gate[index]
+        return Chunks(self.start[index], self.valid[index], self.of_patch[index], gate)
+
+
+class FrameStage(nn.Module):
+    """Encoder, boundaries, posterior, and decoder of single frames."""
+
+    fixed_start: Tensor
+
+    def __init__(self, config: ModelConfig, latent_parameters: int) -> None:
+        super().__init__()
+        frame = config.frame
+        self.patches = Patches(config.observation, frame.patch)
+        P, V, D = self.patches.count, self.patches.values, frame.width
+        if not 1 <= frame.chunks <= P:
+            raise ValueError(f"a frame of {P} patches cannot have {frame.chunks} chunks")
+        self.max_chunks = min(frame.max_chunks, P)
+        self.embed = nn.Linear(V, D)
+        # Of size 1/2, not 0.02: patches that look alike must still differ for the router, or it never fires.
+        self.place = nn.Parameter(torch.randn(P, D) * 0.5)
+        self.encoder = Stack(frame.encoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
+        self.router = None
+        if frame.boundary == "learned":
+            self.router = Router(D, rate=(frame.chunks - 1) / (P - 1))
+        else:
+            self.max_chunks = round(frame.chunks)
+        self.register_buffer("fixed_start", torch.arange(round(frame.chunks)) * P // round(frame.chunks))
+        # The first patch of a chunk cannot know where the chunk will end, so its vector also pools the whole span.
+        self.posterior = nn.Linear(2 * D, latent_parameters)
+        self.decoder_place = nn.Parameter(torch.randn(P, D) * 0.5)
+        self.decoder_gain = nn.Parameter(torch.ones(P, D))
+        self.from_past = nn.Linear(config.causal.width, D, bias=False)
+        self.decoder = Stack(frame.decoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
+        self.paint = nn.Linear(D, V)
+
+    def encode(self, patches_UPV: Tensor, weight_U: Tensor) -> tuple[Chunks, Tensor, Routing | None]:
+        """Chunk some frames.
+
+        Args:
+            patches_UPV: from `self.patches`.
+            weight_U: how often each frame occurs; only statistics use it.
+
+        Returns:
+            The chunks, the posterior's parameters `(U, K, latent parameters)`, and what the router said.
+        """
+        U, P, _ = patches_UPV.shape
+        h = self.encoder(self.embed(patches_UPV) + self.place)
+        if self.router is None:
+            start = self.fixed_start.expand(U, -1)
+            chunks, routing = Chunks.at(start, torch.ones_like(start, dtype=torch.bool), P), None
+        else:
+            chunks, routing = self._route(h, weight_U)
+        K = chunks.start.shape[1]
+        member = F.one_hot(chunks.of_patch, K).to(h.dtype).transpose(1, 2)  # (U, K, P)
+        pooled = member @ h / member.sum(-1, keepdim=True).clamp(min=1)
+        return chunks, self.posterior(torch.cat([take(h, chunks.start), pooled], dim=-1)), routing
+
+    def _route(self, h_UPD: Tensor, weight_U: Tensor) -> tuple[Chunks, Routing]:
+        U, P, _ = h_UPD.shape
+        free = torch.ones(U, P, device=h_UPD.device)
+        free[:, 0] = 0  # the first patch always starts a chunk, and does not count as the router's doing
+        routing = self.router(h_UPD, free, weight_U[:, None].expand(U, P).float())
+        rank = routing.probability.detach().clone()
+        rank[:, 0] = 2.0
+        boundary = routing.boundary.clone()
+        boundary[:, 0] = True
+        if self.max_chunks < P:  # the cap: the most probable boundaries of a frame win
+            worst_kept = rank.topk(self.max_chunks, dim=1).values[:, -1:]
+            boundary &= rank >= worst_kept
+        start, valid = compact(boundary)
+        start, valid = start[:, : self.max_chunks], valid[:, : self.max_chunks]
+        chunks = Chunks.at(torch.where(valid, start, 0), valid, P)
+        probability = torch.cat([torch.ones_like(free[:, :1]), routing.probability[:, 1:]], dim=1)
+        chunks.gate = straight_through(probability, boundary)
+        return chunks, routing
+
+    def decode(self, content_nKD: Tensor, past_nKd: Tensor, chunks: Chunks) -> Tensor:
+        """Paint frames: `(n, P, V)`.
+
+        Args:
+            content_nKD: the latent of each chunk, embedded.
+            past_nKd: y of the token that predicted each chunk (zeros where the past is withheld).
+            chunks: where they are.
+        """
+        x = take(content_nKD + self.from_past(past_nKd), chunks.of_patch)
+        if chunks.gate is not None:
+            x = x * chunks.gate.unsqueeze(-1).to(x.dtype)
+        # All patches of a chunk get the same vector; the gain lets each read its own part of it.
+        return self.paint(self.decoder(x * self.decoder_gain + self.decoder_place))

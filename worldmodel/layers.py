@@ -1,0 +1,183 @@
+"""Stacks of pre-norm layers, written as in H-Net: `m` Mamba-2, `t` attention, upper case with a SwiGLU behind it.
+
+Three uses: inside a frame (attention sees everything, `causal=False`), and between frames as a whole sequence
+(`forward`) or one position at a time (`step`, on a memory of named tensors).
+
+Shape suffixes: B batch, L positions, D width, H heads, E head width, W window.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.config import MambaConfig
+from worldmodel.mamba2 import Mamba2
+
+Memory = dict[str, Tensor]  # every tensor has the batch first
+
+
+def parse_layers(text: str) -> list[str]:
+    """`"T2m1"` -> `["T", "T", "m"]`.
+
+    Raises:
+        ValueError: the text is not letters m, M, t, T each followed by a count.
+    """
+    if not re.fullmatch(r"([mMtT]\d+)*", text):
+        raise ValueError(f"layers must read like 'm2T1' (letters m, M, t, T, each with a count), not {text!r}")
+    return [kind for kind, count in re.findall(r"([mMtT])(\d+)", text) for _ in range(int(count))]
+
+
+def rotate(x_BHLE: Tensor, position_BL: Tensor) -> Tensor:
+    """Rotary embedding (Su et al. 2021) of the first half of each head: only distances matter, so time may go on."""
+    half = x_BHLE.shape[-1] // 2
+    pairs = half // 2
+    speed = 1e4 ** (-torch.arange(pairs, device=x_BHLE.device, dtype=torch.float64) / pairs)
+    angle = (position_BL[:, None, :, None].double() * speed).remainder(2 * torch.pi)  # fp64: a long dream stays exact
+    cos, sin = angle.cos().to(x_BHLE.dtype), angle.sin().to(x_BHLE.dtype)
+    a, b, rest = x_BHLE.split([pairs, pairs, x_BHLE.shape[-1] - 2 * pairs], dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention: over a whole frame (`causal=False`) or over the last `window` positions."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool, window: int = 0) -> None:
+        super().__init__()
+        if width % heads or (width // heads) % 4:
+            raise ValueError(f"attention: width {width} does not split into {heads} heads of a multiple of 4")
+        self.heads, self.causal, self.window = heads, causal, window
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def _qkv(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        B, L, D = x_BLD.shape
+        q, k, v = self.qkv(x_BLD).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        return q, k, v  # each (B, H, L, E)
+
+    def forward(self, x_BLD: Tensor, reset_BL: Tensor | None = None) -> Tensor:
+        """Attend; with resets, only within one's own piece of the row."""
+        B, L, D = x_BLD.shape
+        q, k, v = self._qkv(x_BLD)
+        mask = None
+        if self.causal:
+            place = torch.arange(L, device=x_BLD.device)
+            q, k = rotate(q, place[None]), rotate(k, place[None])
+            back = place[:, None] - place[None, :]
+            mask = (back >= 0) & (back < self.window)
+            if reset_BL is not None:
+                piece = reset_BL.long().cumsum(1)
+                mask = (mask & (piece[:, :, None] == piece[:, None, :])).unsqueeze(1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(y.transpose(1, 2).reshape(B, L, D))
+
+    def step(self, x_BD: Tensor, keys: Tensor, values: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One position. `keys`, `values` are rings `(B, W, H, E)`; `count` `(B,)` is how many positions came before."""
+        B, D = x_BD.shape
+        q, k, v = self._qkv(x_BD.unsqueeze(1))
+        q, k = rotate(q, count[:, None]), rotate(k, count[:, None])
+        slot = torch.arange(self.window, device=x_BD.device)
+        here = (slot == (count % self.window)[:, None])[:, :, None, None]
+        keys = torch.where(here, k.transpose(1, 2), keys)
+        values = torch.where(here, v.transpose(1, 2), values)
+        filled = (slot <= count[:, None])[:, None, None, :]
+        y = F.scaled_dot_product_attention(q, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=filled)
+        return self.out(y.reshape(B, D)), keys, values
+
+
+class SwiGLU(nn.Module):
+    """`W_out(silu(W_gate x) * W_in x)`, inner width 8/3 of the outer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        inner = (8 * width // 3 + 15) // 16 * 16
+        self.fc1 = nn.Linear(width, 2 * inner, bias=False)
+        self.fc2 = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(F.silu(gate) * value)
+
+
+class Block(nn.Module):
+    """`x + mixer(norm(x))`, then, for upper-case kinds, `x + swiglu(norm(x))`."""
+
+    def __init__(self, kind: str, width: int, *, heads: int, mamba: MambaConfig, causal: bool, window: int) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(width, eps=1e-5)
+        self.mixer = Mamba2(width, mamba) if kind in "mM" else Attention(width, heads, causal=causal, window=window)
+        self.norm2 = nn.RMSNorm(width, eps=1e-5) if kind in "MT" else None
+        self.mlp = SwiGLU(width) if kind in "MT" else None
+
+    def _finish(self, x: Tensor) -> Tensor:
+        return x if self.mlp is None else x + self.mlp(self.norm2(x))
+
+    def forward(self, x_BLD: Tensor, reset_BL: Tensor | None = None) -> Tensor:
+        h = self.norm1(x_BLD)
+        h = self.mixer(h, reset_BL)[0] if isinstance(self.mixer, Mamba2) else self.mixer(h, reset_BL)
+        return self._finish(x_BLD + h)
+
+    def step(self, x_BD: Tensor, memory: Memory, name: str, count: Tensor) -> Tensor:
+        h = self.norm1(x_BD)
+        if isinstance(self.mixer, Mamba2):
+            h, state = self.mixer.step(h, (memory[f"{name}.conv"], memory[f"{name}.ssm"]))
+            memory[f"{name}.conv"], memory[f"{name}.ssm"] = state
+        else:
+            h, keys, values = self.mixer.step(h, memory[f"{name}.keys"], memory[f"{name}.values"], count)
+            memory[f"{name}.keys"], memory[f"{name}.values"] = keys, values
+        return self._finish(x_BD + h)
+
+    def initial_memory(self, batch: int, name: str) -> Memory:
+        if isinstance(self.mixer, Mamba2):
+            conv, ssm = self.mixer.initial_state(batch)
+            return {f"{name}.conv": conv, f"{name}.ssm": ssm}
+        width = self.mixer.out.weight.shape[0]
+        ring = self.mixer.out.weight.new_zeros(batch, self.mixer.window, self.mixer.heads, width // self.mixer.heads)
+        return {f"{name}.keys": ring, f"{name}.values": ring}
+
+
+class Stack(nn.Module):
+    """Blocks and a final norm: every sub-network of an H-Net ends normalised."""
+
+    def __init__(
+        self, layers: str, width: int, *, heads: int, mamba: MambaConfig, causal: bool, window: int = 0
+    ) -> None:
+        super().__init__()
+        kinds = parse_layers(layers)
+        self.blocks = nn.ModuleList(
+            Block(kind, width, heads=heads, mamba=mamba, causal=causal, window=window) for kind in kinds
+        )
+        self.norm = nn.RMSNorm(width, eps=1e-5)
+        for block in self.blocks:  # residual branches start smaller the more of them there are
+            for module in block.modules():
+                for label in ("out", "out_proj", "fc2"):
+                    if isinstance(linear := getattr(module, label, None), nn.Linear):
+                        nn.init.normal_(linear.weight, std=linear.in_features**-0.5 / (2 * len(kinds)) ** 0.5)
+
+    def forward(self, x_BLD: Tensor, reset_BL: Tensor | None = None) -> Tensor:
+        for block in self.blocks:
+            x_BLD = block(x_BLD, reset_BL)
+        return self.norm(x_BLD)
+
+    def step(self, x_BD: Tensor, memory: Memory, name: str, count: Tensor) -> Tensor:
+        """One position; entries of `memory` under `name` are replaced, the tensors themselves are left alone.
+
+        Args:
+            x_BD: the inputs.
+            memory: the state, changed as a dict.
+            name: prefix of this stack's entries.
+            count: `(B,)` int64, positions this stack has seen before.
+        """
+        for i, block in enumerate(self.blocks):
+            x_BD = block.step(x_BD, memory, f"{name}.{i}", count)
+        return self.norm(x_BD)
+
+    def initial_memory(self, batch: int, name: str) -> Memory:
+        """The state before the first position, all zeros."""
+        memory: Memory = {}
+        for i, block in enumerate(self.blocks):
+            memory |= block.initial_memory(batch, f"{name}.{i}")
+        return memory

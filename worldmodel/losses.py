@@ -1,0 +1,141 @@
+"""What the model is trained on: one number a term, all of them a mean over frames.
+
+Shape suffixes: B rows, T frames, K chunks, P patches, V values of a patch, n decoded frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldmodel.batch import Batch
+from worldmodel.model import Pass, WorldModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the terms. All are sums over a frame, so that more chunks are never free."""
+
+    reconstruction: float = 0.03  # of the summed absolute error of a frame, values in [0, 1]
+    dynamics: float = 1.0  # prior towards posterior
+    representation: float = 0.1  # posterior towards prior (KL balance of DreamerV3)
+    free_nats: float = 1.0  # a frame's representation KL below this is free; the prior's training never is
+    start: float = 1.0
+    reward: float = 1.0
+    terminated: float = 1.0
+    ratio: float = 0.03  # H-Net's alpha
+    decode_share: float = 0.25  # frames painted in an update: the pixels are most of the cost
+    withhold_past: float = 0.5  # of those, painted from the latents alone, or the latents would not need to say much
+
+
+def same_shape(a: Tensor, b: Tensor) -> None:
+    """A loss between shapes that broadcast trains a mean frame without a word. Not here.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"a loss was asked for between shapes {tuple(a.shape)} and {tuple(b.shape)}")
+
+
+def world_model_loss(
+    model: WorldModel, batch: Batch, config: LossConfig, *, key: Tensor, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One update's loss.
+
+    Args:
+        model: in training mode.
+        batch: the segments.
+        config: weights.
+        key: `(B,)` int64 noise key of each row.
+        generator: on the CPU, decides which frames are painted and which of them without their past.
+
+    Returns:
+        The loss, and every term and statistic by its TensorBoard name (detached).
+    """
+    seen = model(batch, key)
+    # What came before a piece that begins in mid-episode is unknown, so nobody can be asked to predict its first frame.
+    predictable = (~batch.start | batch.first).float()
+    arrived = (~batch.start).float()
+    terms: dict[str, Tensor] = {}
+    notes: dict[str, Tensor] = {}
+
+    terms["reconstruction"] = reconstruction_loss(model, batch, seen, config, generator)
+    dynamics, representation = _latent_kl(model, seen, config.free_nats)
+    terms["dynamics"] = _mean(dynamics, predictable)
+    terms["representation"] = _mean(representation, predictable)
+    if not model.fixed_starts:
+        start, entropy = _start_loss(model, seen)
+        terms["start"] = _mean(start, predictable)
+        notes["latent/start_entropy"] = _mean(entropy, predictable)
+    event, terminated, size = model.outcome(seen.y_last)
+    paid = (batch.reward != 0).float()
+    same_shape(event, batch.reward)
+    sized = model.outcome.size.loss(size, batch.reward) * paid
+    terms["reward"] = _mean(F.binary_cross_entropy_with_logits(event, paid, reduction="none") + sized, arrived)
+    ended = F.binary_cross_entropy_with_logits(terminated, batch.terminated.float(), reduction="none")
+    terms["terminated"] = _mean(ended, arrived)
+    if seen.routing:
+        terms["ratio"] = torch.stack([r.ratio_loss for r in seen.routing.values()]).sum()
+    for name, r in seen.routing.items():
+        notes |= {f"router/{name}_F": r.hard_rate, f"router/{name}_G": r.soft_rate}
+
+    with torch.no_grad():
+        valid = seen.chunks.valid.view(*batch.index.shape, -1)
+        notes["latent/kl"] = _mean(dynamics, predictable)
+        notes["latent/posterior_entropy"] = (model.latent.entropy(seen.posterior) * valid).sum(-1).mean()
+        notes["latent/chunks"] = valid.sum(-1).float().mean()
+        notes["data/distinct_share"] = torch.tensor(len(batch.frames) / batch.index.numel())
+    total = torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
+    logged = {f"loss/{name}": term for name, term in terms.items()} | {"loss/total": total} | notes
+    return total, {name: value.detach() for name, value in logged.items()}
+
+
+def _mean(x: Tensor, weight: Tensor) -> Tensor:
+    same_shape(x, weight)
+    return (x * weight).sum() / weight.sum().clamp(min=1)
+
+
+def reconstruction_loss(
+    model: WorldModel, batch: Batch, seen: Pass, config: LossConfig, generator: torch.Generator
+) -> Tensor:
+    """Absolute error of some of the frames, summed over a frame: squares would leave tiles blurred for long."""
+    B, T = batch.index.shape
+    n = max(1, round(config.decode_share * B * T))
+    rows = torch.randperm(B * T, generator=generator)[:n].to(batch.index.device)
+    with_past = (torch.rand(n, generator=generator) >= config.withhold_past).to(rows.device)
+    past = seen.y[:, :, :-1].flatten(0, 1)[rows] * with_past[:, None, None]
+    painted = model.frame_stage.decode(seen.content.flatten(0, 1)[rows], past, seen.chunks.rows(rows))
+    target = seen.patches[batch.index.flatten()[rows]]
+    same_shape(painted, target)
+    return (painted - target).abs().sum((1, 2)).mean()
+
+
+def _latent_kl(model: WorldModel, seen: Pass, free_nats: float) -> tuple[Tensor, Tensor]:
+    """Both directions of the balanced KL, `(B, T)`, summed over a frame's chunks."""
+    B, T = seen.y.shape[:2]
+    start, valid = seen.chunks.start.view(B, T, -1), seen.chunks.valid.view(B, T, -1)
+    prior = model.prior(seen.y[:, :, :-1], start)
+    same_shape(prior, seen.posterior)
+    dynamics = (model.latent.kl(seen.posterior.detach(), prior) * valid).sum(-1)
+    # Free nats only here: on the prior they would leave that much doubt in every frame of a dream.
+    representation = (model.latent.kl(seen.posterior, prior.detach()) * valid).sum(-1).clamp(min=free_nats)
+    return dynamics, representation
+
+
+def _start_loss(model: WorldModel, seen: Pass) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of where each chunk starts and of the END behind the last, `(B, T)`; and the choices' entropy."""
+    B, T = seen.y.shape[:2]
+    P = model.prior.patches
+    start, valid = seen.chunks.start.view(B, T, -1), seen.chunks.valid.view(B, T, -1)
+    nothing = torch.full_like(start[..., :1], P)
+    target = torch.cat([torch.where(valid, start, P), nothing], dim=-1)  # (B, T, K + 1)
+    last = torch.cat([torch.full_like(nothing, -1), torch.where(valid, start, P - 1)], dim=-1)
+    asked = torch.cat([torch.ones_like(valid[..., :1]), valid], dim=-1)
+    log_p = model.prior.start_logits(seen.y, last).log_softmax(-1)
+    loss = -log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    entropy = -(log_p.exp() * log_p.clamp(min=-100)).sum(-1)
+    return (loss * asked).sum(-1), (entropy * asked).sum(-1)

@@ -1,0 +1,101 @@
+"""Mamba-2 (Dao & Gu 2024) in plain torch; parameter names and shapes are those of mamba-ssm's `Mamba2`.
+
+Shape suffixes: B batch, L positions, D model width, I inner width (= H heads x P), N state width, K filter length.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.config import MambaConfig
+from worldmodel.kernels.conv import causal_conv, causal_conv_step
+from worldmodel.kernels.ssd import ssd_scan, ssd_step
+
+
+class GatedRMSNorm(nn.Module):
+    """`RMSNorm(y * silu(z))`, the norm inside Mamba-2."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        return F.rms_norm(y * F.silu(z), y.shape[-1:], self.weight, 1e-5)
+
+
+class Mamba2(nn.Module):
+    """One Mamba-2 mixer: `(B, L, D) -> (B, L, D)`, causal.
+
+    `forward` runs a whole sequence, `step` one position on a carried state; both give the same numbers.
+    """
+
+    def __init__(self, width: int, config: MambaConfig) -> None:
+        super().__init__()
+        self.inner = config.expand * width
+        self.state = config.d_state
+        self.taps = config.d_conv
+        self.headdim = config.headdim
+        self.chunk_size = config.chunk_size
+        if self.inner % config.headdim:
+            raise ValueError(f"Mamba-2: expand x width = {self.inner} is not a multiple of headdim = {config.headdim}")
+        self.heads = self.inner // config.headdim
+        self.conv_width = self.inner + 2 * self.state
+
+        self.in_proj = nn.Linear(width, 2 * self.inner + 2 * self.state + self.heads, bias=False)  # [z, x, B, C, dt]
+        self.conv1d = nn.Conv1d(self.conv_width, self.conv_width, self.taps, groups=self.conv_width)  # holds weights
+        # dt starts log-uniform in [1e-3, 0.1], A uniform in [-16, -1]: memories of ten to a thousand positions.
+        dt = torch.exp(torch.rand(self.heads) * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3))
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # the inverse of the softplus
+        self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(self.heads))
+        self.norm = GatedRMSNorm(self.inner)
+        self.out_proj = nn.Linear(self.inner, width, bias=False)
+
+    def _split(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z, xBC, dt = self.in_proj(u).split([self.inner, self.conv_width, self.heads], dim=-1)
+        return z, xBC, F.softplus(dt + self.dt_bias)
+
+    def forward(
+        self, u_BLD: Tensor, reset_BL: Tensor | None = None, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run a sequence.
+
+        Args:
+            u_BLD: inputs.
+            reset_BL: True where a new sequence begins.
+            state: what `forward`, `step` or `initial_state` returned, to go on from there.
+
+        Returns:
+            Outputs `(B, L, D)` and the state after the last position.
+        """
+        B, L, _ = u_BLD.shape
+        conv, ssm = state if state is not None else (None, None)
+        z, xBC, dt = self._split(u_BLD)
+        xBC, conv = causal_conv(xBC, self.conv1d.weight[:, 0], self.conv1d.bias, reset_BL=reset_BL, initial_BKD=conv)
+        x, b, c = F.silu(xBC).split([self.inner, self.state, self.state], dim=-1)
+        x = x.reshape(B, L, self.heads, self.headdim)
+        y, ssm = ssd_scan(
+            x, dt, -self.A_log.exp(), b, c, reset_BL=reset_BL, initial_BHPN=ssm, chunk_size=self.chunk_size
+        )
+        y = torch.addcmul(y, x, self.D.unsqueeze(-1)).reshape(B, L, self.inner)
+        return self.out_proj(self.norm(y, z)), (conv, ssm)
+
+    def step(self, u_BD: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run one position; the given state is not written to."""
+        conv, ssm = state
+        z, xBC, dt = self._split(u_BD)
+        xBC, conv = causal_conv_step(xBC, self.conv1d.weight[:, 0], self.conv1d.bias, conv)
+        x, b, c = F.silu(xBC).split([self.inner, self.state, self.state], dim=-1)
+        x = x.reshape(-1, self.heads, self.headdim)
+        y, ssm = ssd_step(x, dt, -self.A_log.exp(), b, c, ssm)
+        y = torch.addcmul(y, x, self.D.unsqueeze(-1)).reshape(-1, self.inner)
+        return self.out_proj(self.norm(y, z)), (conv, ssm)
+
+    def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Zeros: the convolution's window `(B, K - 1, I + 2N)` and the scan's state `(B, H, P, N)`."""
+        new = self.dt_bias.new_zeros
+        return new(batch, self.taps - 1, self.conv_width), new(batch, self.heads, self.headdim, self.state)

@@ -1,0 +1,312 @@
+"""The world model: an H-Net over frames and actions.
+
+    frame ─ frame stage ─ chunks ─ latents ─┐                          ┌─ next chunk's start and latent
+                                            ├─ tokens ─ causal stage ─ y ─ reward, termination (at a frame's last token)
+    action ──────── side vectors ───────────┘                          └─ past of the frame decoder ─ frame
+
+`forward` runs whole segments for training; `observe` and `imagine` go one frame at a time on a `DreamState`. All three
+share the same parts and give the same numbers. An agent sees `feature`: y of the frame's last token beside the mean of
+its chunks, from the posterior where frames are seen and from the prior where they are dreamed.
+
+Shape suffixes: B rows, T frames, K chunks of the fullest frame, L tokens of the longest row, U distinct frames,
+P patches, D width d0, E width d1, Z latent width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.batch import Batch
+from worldmodel.causal import CausalStage, where_rows
+from worldmodel.config import ModelConfig
+from worldmodel.frames import Chunks, FrameStage
+from worldmodel.heads import ChunkPrior, Outcome
+from worldmodel.kernels import noise
+from worldmodel.kernels.compaction import compact, take
+from worldmodel.latents import make_latent
+from worldmodel.layers import Memory
+from worldmodel.router import Routing
+from worldmodel.side import action_vector
+from worldmodel.state import DreamState
+
+# Which of a step's draws is which; the latent of chunk k is drawn from stream k, its start from START + k.
+START, EVENT, TERMINATED = 1000, 2000, 2001
+
+
+@dataclass
+class Pass:
+    """What `forward` computed of a batch, for the losses.
+
+    Attributes:
+        patches: `(U, P, V)` targets of the distinct frames.
+        frame_chunks: the chunks of the distinct frames; `chunks` the same for every frame, rows flat `(B * T, ...)`.
+        posterior: `(B, T, K, parameters)`.
+        content: `(B, T, K, D)` embedded samples of the latents.
+        y: `(B, T, 1 + K, E)`, at F_t and at each chunk token; `past` = `y[:, :, :K]` predicts the chunks.
+        y_last: `(B, T, E)`, at the last token of each frame.
+        routing: what the routers said, by stage; absent where boundaries are fixed.
+    """
+
+    patches: Tensor
+    frame_chunks: Chunks
+    chunks: Chunks
+    posterior: Tensor
+    content: Tensor
+    y: Tensor
+    y_last: Tensor
+    routing: dict[str, Routing]
+
+
+@dataclass
+class StepOutput:
+    """What one frame of `B` rows came to.
+
+    Attributes:
+        feature: `(B, feature width)`, what an agent sees.
+        reward: `(B,)` what an environment pays: the event as sampled, times its expected size.
+        reward_mean: `(B,)` its expectation.
+        terminated: `(B,)` bool, sampled with the row's own noise.
+        terminated_probability: `(B,)`.
+        chunks: `(B,)` int64, chunks in the frame.
+        starts: `(B, K)` int64, their first patches, -1 where absent.
+        start_entropy: `(B,)` nats of choosing the starts, summed over the frame.
+        content, past: `(B, K, D)` and `(B, K, E)`, all that `decode` needs.
+    """
+
+    feature: Tensor
+    reward: Tensor
+    reward_mean: Tensor
+    terminated: Tensor
+    terminated_probability: Tensor
+    chunks: Tensor
+    starts: Tensor
+    start_entropy: Tensor
+    content: Tensor
+    past: Tensor
+
+    def __getitem__(self, rows: Tensor | slice) -> StepOutput:
+        return StepOutput(**{name: value[rows] for name, value in vars(self).items()})
+
+
+class WorldModel(nn.Module):
+    """See the module's docstring. Build one with `WorldModel(preset("tiny", observation, action))`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        d0, d1 = config.frame.width, config.causal.width
+        self.latent = make_latent(config.latent)
+        self.frame_stage = FrameStage(config, self.latent.parameters)
+        P = self.frame_stage.patches.count
+        self.embed_latent = nn.Linear(self.latent.width, d0)
+        self.embed_start = nn.Parameter(torch.randn(P, d0) * 0.1)
+        # A token says how long the chunk BEFORE it was; how long it is itself must be predicted, not given away.
+        self.embed_length = nn.Parameter(torch.zeros(P + 1, d0))
+        self.causal_stage = CausalStage(config, config.action.width + 1)
+        self.prior = ChunkPrior(d1, P, self.latent.parameters, starts=not self.fixed_starts)
+        self.outcome = Outcome(d1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed_start.device
+
+    @property
+    def feature_width(self) -> int:
+        """Entries of `feature`: d1 + d0."""
+        return self.config.causal.width + self.config.frame.width
+
+    @property
+    def fixed_starts(self) -> bool:
+        """True where chunks start at a fixed stride, so nothing is routed and no start is generated."""
+        return self.frame_stage.router is None
+
+    # ---- whole segments -------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch, key: Tensor) -> Pass:
+        """Run segments with their true frames.
+
+        Args:
+            batch: the segments.
+            key: `(B,)` int64 noise key of each row; the same key and frames give the latents that `observe` samples.
+        """
+        B, T = batch.index.shape
+        stage = self.frame_stage
+        patches = stage.patches(batch.frames)
+        occurs = torch.bincount(batch.index.flatten(), minlength=len(patches))
+        frame_chunks, posterior, routing = stage.encode(patches, occurs)
+        chunks = frame_chunks.rows(batch.index.flatten())
+        K = chunks.start.shape[1]
+        start, valid = chunks.start.view(B, T, K), chunks.valid.view(B, T, K)
+        posterior = posterior[batch.index]
+
+        word = torch.stack(
+            [noise.row_hash(key[:, None], torch.arange(T, device=key.device), k) for k in range(K)], dim=-1
+        )
+        content = self.embed_latent(self.latent.sample(posterior, word)) + self.embed_start[start]
+        before = torch.cat([start[..., :1], start[..., :-1]], dim=-1)
+        tokens = content + self.embed_length[(start - before) * valid]
+
+        # Slots (F_t, C_1 .. C_K) of all frames in a row; where frames differ in K, pads are moved to the right.
+        action = action_vector(batch.action, batch.first, self.config.action)
+        slots = torch.cat([torch.zeros_like(tokens[:, :, :1]), tokens], dim=2).flatten(1, 2)
+        action = action.unsqueeze(2).expand(-1, -1, 1 + K, -1).flatten(1, 2)
+        is_frame = torch.zeros(B, T, 1 + K, dtype=torch.bool, device=key.device)
+        is_frame[:, :, 0] = True
+        reset = (is_frame & batch.start.unsqueeze(-1)).flatten(1)
+        is_frame = is_frame.flatten(1)
+        used = torch.cat([torch.ones_like(valid[..., :1]), valid], dim=2).flatten(1)
+        ragged = not self.fixed_starts
+        present = used
+        if ragged:
+            index, present = compact(used)
+            slots, action = take(slots, index), take(action, index)
+            is_frame, reset = is_frame.gather(1, index) & present, reset.gather(1, index) & present
+        y, causal_routing = self.causal_stage(slots, action, is_frame, reset, present)
+        if ragged:
+            y = take(y, (used.long().cumsum(1) - 1).clamp(min=0))
+        y = y.view(B, T, 1 + K, -1)
+        y_last = y.gather(2, valid.sum(2)[..., None, None].expand(-1, -1, 1, y.shape[-1])).squeeze(2)
+        said = {"frame": routing, "causal": causal_routing}
+        said = {name: r for name, r in said.items() if r is not None}
+        return Pass(patches, frame_chunks, chunks, posterior, content, y, y_last, said)
+
+    # ---- one frame at a time --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def initial_state(self, batch_size: int, seed: int | Tensor = 0) -> DreamState:
+        """A state that remembers nothing.
+
+        Args:
+            batch_size: B.
+            seed: of the noise. A number gives every row its own key; a tensor `(B,)` int64 is taken as the keys.
+        """
+        rows = torch.arange(batch_size, device=self.device)
+        keys = seed.to(rows) if isinstance(seed, Tensor) else (rows << 32) + seed
+        memory = self.causal_stage.initial_memory(batch_size)
+        memory["key"], memory["step"] = keys, torch.zeros_like(keys)
+        memory["feature"] = self.embed_start.new_zeros(batch_size, self.feature_width)
+        return DreamState(memory)
+
+    @torch.no_grad()
+    def observe(
+        self, state: DreamState, action: Tensor | None, frame: Tensor, first: Tensor
+    ) -> tuple[DreamState, StepOutput]:
+        """Take in a true frame.
+
+        Args:
+            state: what the rows remember.
+            action: `(B, *action shape)` that led to the frame; ignored where `first`, None if that is everywhere.
+            frame: `(B, *observation shape)`.
+            first: `(B,)` bool, rows that begin an episode: they forget everything before.
+
+        Returns:
+            The new state and the frame's output; reward and termination are what the model makes of the frame.
+        """
+        B = len(frame)
+        first = first.to(self.device)
+        patches = self.frame_stage.patches(frame.to(self.device))
+        chunks, posterior, _ = self.frame_stage.encode(patches, torch.ones(B, device=self.device))
+        memory = dict(state.tensors)
+        if first.any():
+            fresh = self.causal_stage.initial_memory(B)
+            memory |= {name: where_rows(first, fresh[name], memory[name]) for name in fresh}
+        if action is None:
+            action = torch.zeros(B, *self.config.action.shape, device=self.device)
+        return self._frame(
+            memory, action_vector(action.to(self.device), first, self.config.action), (chunks, posterior)
+        )
+
+    @torch.no_grad()
+    def imagine(self, state: DreamState, action: Tensor, *, greedy: bool = False) -> tuple[DreamState, StepOutput]:
+        """Dream the next frame.
+
+        Args:
+            state: what the rows remember.
+            action: `(B, *action shape)` taken at the last frame.
+            greedy: take the most likely starts, latents and events instead of sampling them.
+        """
+        none = torch.zeros(state.batch_size, dtype=torch.bool, device=self.device)
+        vector = action_vector(action.to(self.device), none, self.config.action)
+        return self._frame(dict(state.tensors), vector, None, greedy)
+
+    def _frame(
+        self, memory: Memory, action: Tensor, seen: tuple[Chunks, Tensor] | None, greedy: bool = False
+    ) -> tuple[DreamState, StepOutput]:
+        """F_t, then chunk after chunk: seen ones are given, dreamed ones are drawn from what y says."""
+        key, step = memory["key"], memory["step"]
+        B, P = len(key), self.prior.patches
+        # The causal stage works on a dict of its own, so that rows which have ended can be put back whole.
+        stage = {name: value for name, value in memory.items() if name not in ("key", "step", "feature")}
+        y = self.causal_stage.step(None, action, stage)
+        limit = seen[0].start.shape[1] if seen else self.frame_stage.max_chunks
+        last = torch.full((B,), -1, device=self.device)
+        entropy = torch.zeros(B, device=self.device)
+        contents, pasts, starts = [], [], []
+        for k in range(limit):
+            if seen:
+                chunks, posterior = seen
+                start, active, parameters = chunks.start[:, k], chunks.valid[:, k], posterior[:, k]
+            else:
+                start, chosen = self._choose_start(y, last, k, noise.row_hash(key, step, START + k), greedy)
+                entropy, active = entropy + chosen, start < P
+                start = torch.where(active, start, 0)
+                parameters = self.prior(y, start)
+            everyone = self.fixed_starts or bool(active.all())
+            if not everyone and not active.any():
+                break
+            word = noise.row_hash(key, step, k)
+            z = self.latent.mode(parameters) if greedy else self.latent.sample(parameters, word)
+            content = self.embed_latent(z) + self.embed_start[start]
+            length = (start - last) * active if k else torch.zeros_like(start)
+            contents.append(content)
+            pasts.append(y)
+            starts.append(torch.where(active, start, -1))
+            ran = dict(stage)
+            said = self.causal_stage.step(content + self.embed_length[length], action, ran)
+            if everyone:
+                stage, y, last = ran, said, start
+            else:
+                stage = {name: where_rows(active, ran[name], stage[name]) for name in stage}
+                # A row that has ended may only END again: nothing starts behind the last patch.
+                y, last = where_rows(active, said, y), torch.where(active, start, P - 1)
+        start, content, past = torch.stack(starts, 1), torch.stack(contents, 1), torch.stack(pasts, 1)
+        valid = (start >= 0).unsqueeze(-1)
+        count = valid.sum(1)
+        feature = torch.cat([y, (content * valid).sum(1) / count], dim=-1)
+        memory |= stage
+        memory["step"], memory["feature"] = step + 1, feature
+        reward, reward_mean, terminated, probability = self._outcome(y, key, step, greedy)
+        output = StepOutput(
+            feature, reward, reward_mean, terminated, probability, count[:, 0], start, entropy, content, past
+        )
+        return DreamState(memory), output
+
+    def _choose_start(self, y: Tensor, last: Tensor, k: int, word: Tensor, greedy: bool) -> tuple[Tensor, Tensor]:
+        """Where the next chunk starts (P: nowhere, the frame ends), and the entropy of that choice in nats."""
+        if self.fixed_starts:
+            return self.frame_stage.fixed_start[k].expand(len(y)), torch.zeros_like(y[:, 0])
+        logits = self.prior.start_logits(y, last)
+        p = logits.softmax(-1)
+        entropy = -(p * p.clamp(min=1e-12).log()).sum(-1)
+        return (logits if greedy else logits + noise.gumbel(word, logits.shape[-1])).argmax(-1), entropy
+
+    def _outcome(self, y: Tensor, key: Tensor, step: Tensor, greedy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        event_logit, end_logit, size_logits = self.outcome(y)
+        event, probability, size = event_logit.sigmoid(), end_logit.sigmoid(), self.outcome.size.mean(size_logits)
+        if greedy:
+            happens, terminated = event > 0.5, probability > 0.5
+        else:
+            happens = noise.uniform(noise.row_hash(key, step, EVENT), 1)[:, 0] < event
+            terminated = noise.uniform(noise.row_hash(key, step, TERMINATED), 1)[:, 0] < probability
+        return happens * size, event * size, terminated, probability
+
+    @torch.no_grad()
+    def decode(self, output: StepOutput) -> Tensor:
+        """The frames of `observe` or `imagine`: `(B, *observation shape)` in the observation's dtype."""
+        start = output.starts
+        chunks = Chunks.at(start.clamp(min=0), start >= 0, self.frame_stage.patches.count)
+        return self.frame_stage.patches.inverse(self.frame_stage.decode(output.content, output.past, chunks))

@@ -1,0 +1,120 @@
+"""Where a chunk starts: H-Net's router, kept at its rate by a running quantile.
+
+The reference asks whether neighbouring vectors point apart, `p = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2`, and starts a
+chunk where p > 1/2. Two things differ here, each for a failure that was seen:
+
+* Neighbouring patches of a frame look alike, cos is near 1, and no boundary ever appears. So a running mean of the
+  inputs is taken away first, and what is left is normed.
+* The ratio loss alone lets the rate drift. So p is measured against tau, the running (1 - rate)-quantile of p:
+  `p' = sigmoid(logit p - logit tau)` with the threshold 1/2. Mean and tau are buffers, used alike in training,
+  evaluation and steps, and renewed after each training pass.
+
+Shape suffixes: B batch, L positions, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class Routing:
+    """What the router said about a sequence.
+
+    Attributes:
+        boundary: `(B, L)` bool.
+        probability: `(B, L)` fp32, the recalibrated p'.
+        ratio_loss: scalar, 1 at the wanted rate (H-Net eq. 10).
+        hard_rate, soft_rate: F and G, the share of boundaries and the mean of p'.
+    """
+
+    boundary: Tensor
+    probability: Tensor
+    ratio_loss: Tensor
+    hard_rate: Tensor
+    soft_rate: Tensor
+
+
+def straight_through(probability: Tensor, boundary: Tensor) -> Tensor:
+    """STE(c): 1 going forward; going back, the gradient of the router's confidence in what it chose."""
+    confidence = torch.where(boundary, probability, 1.0 - probability)
+    return 1.0 + (confidence - confidence.detach())
+
+
+def weighted_quantile(value: Tensor, weight: Tensor, q: float) -> Tensor:
+    """The smallest value such that values up to it hold the share `q` of the weight. Both flat."""
+    value, order = value.sort()
+    total = weight[order].cumsum(0)
+    return value[torch.searchsorted(total, q * total[-1]).clamp(max=len(value) - 1)]
+
+
+class Router(nn.Module):
+    """Boundary probabilities between neighbouring vectors.
+
+    Args:
+        width: D.
+        rate: wanted share of boundaries among the positions that may have one, in (0, 1).
+    """
+
+    mean: Tensor
+    logit_tau: Tensor
+    passes: Tensor
+
+    def __init__(self, width: int, rate: float) -> None:
+        super().__init__()
+        if not 0 < rate < 1:
+            raise ValueError(f"a router's rate must lie between 0 and 1, not at {rate}")
+        self.rate = rate
+        self.q = nn.Linear(width, width, bias=False)
+        self.k = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.q.weight)
+        nn.init.eye_(self.k.weight)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("logit_tau", torch.zeros(()))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def raw_logit(self, before: Tensor, here: Tensor) -> Tensor:
+        """logit p of a boundary at `here`, in fp32. Both `(..., D)`."""
+        q = self.q(F.rms_norm(before.float() - self.mean, before.shape[-1:]))
+        k = self.k(F.rms_norm(here.float() - self.mean, here.shape[-1:]))
+        p = (0.5 - 0.5 * F.cosine_similarity(q, k, dim=-1)).clamp(1e-5, 1 - 1e-5)
+        return torch.logit(p)
+
+    def probability(self, before: Tensor, here: Tensor) -> Tensor:
+        """p', recalibrated so that the threshold 1/2 gives the wanted rate."""
+        return torch.sigmoid(self.raw_logit(before, here) - self.logit_tau)
+
+    def forward(self, x_BLD: Tensor, free_BL: Tensor, weight_BL: Tensor) -> Routing:
+        """Route a sequence.
+
+        Args:
+            x_BLD: the vectors.
+            free_BL: where the router may decide; elsewhere p' is 0 and the caller forces what it likes. The first
+                position is never free, there is nothing before it.
+            weight_BL: how often each position counts in F, G, mean and tau (a frame stored once may occur often).
+        """
+        logit = F.pad(self.raw_logit(x_BLD[:, :-1], x_BLD[:, 1:]), (1, 0))
+        p = torch.sigmoid(logit - self.logit_tau) * free_BL
+        boundary = p > 0.5
+        weight = weight_BL * free_BL
+        total = weight.sum().clamp(min=1e-6)
+        hard, soft = (boundary * weight).sum() / total, (p * weight).sum() / total
+        n = 1.0 / self.rate
+        ratio_loss = n / (n - 1) * ((n - 1) * hard * soft + (1 - hard) * (1 - soft))
+        if self.training:
+            self._renew(x_BLD.detach(), logit.detach(), weight)
+        return Routing(boundary, p, ratio_loss, hard, soft)
+
+    @torch.no_grad()
+    def _renew(self, x: Tensor, logit: Tensor, weight: Tensor) -> None:
+        self.passes += 1
+        step = (1.0 / self.passes).clamp(min=0.01)  # a plain average at first, then a slow one
+        chosen = weight > 0
+        share = weight[chosen] / weight[chosen].sum().clamp(min=1e-6)
+        if share.numel():
+            self.mean.lerp_((x[chosen].float() * share[:, None]).sum(0), step)
+            self.logit_tau.lerp_(weighted_quantile(logit[chosen], share, 1 - self.rate), step)
