@@ -39,7 +39,10 @@ def checked(episode: Episode, observation_space: Space, action_space: Space) -> 
     if not _is_number(rewards) or not np.isfinite(rewards).all():
         raise UserError("the rewards hold a value that is not a finite number")
     return dataclasses.replace(
-        episode, actions=_checked_actions(actions, action_space), rewards=rewards.astype(np.float32)
+        episode,
+        observations=np.ascontiguousarray(frames),
+        actions=_checked_actions(actions, action_space),
+        rewards=rewards.astype(np.float32),
     )
 
 

@@ -1,4 +1,4 @@
-"""Short real prefixes of episodes that travel with a checkpoint, so that dreams can begin where something real happened.
+"""Short real prefixes of episodes that travel with a checkpoint: dreams begin where something real happened.
 
 A context is aligned to its end: with `valid[n]` frames, row `n` fills the last `valid[n]` slots, and all rows are ready
 after the same step.
@@ -6,21 +6,19 @@ after the same step.
 
 from __future__ import annotations
 
-import os
+import io
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from worldmodel.checkpoint import write_atomically
 from worldmodel.envs.segments import FrameTable
 from worldmodel.errors import UserError
-
-if TYPE_CHECKING:
-    from worldmodel.model import StepOutput, WorldModel
-    from worldmodel.state import DreamState
+from worldmodel.model import StepOutput, WorldModel
+from worldmodel.state import DreamState
 
 FORMAT_VERSION = 1
 
@@ -94,12 +92,10 @@ def _draw(rng: np.random.Generator, values: np.ndarray, count: int) -> np.ndarra
 
 def save_contexts(path: str | Path, contexts: Contexts) -> None:
     """Write contexts to one small file, all or nothing."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        arrays = {f.name: getattr(contexts, f.name) for f in fields(contexts)}
-        np.savez_compressed(file, format_version=np.array(FORMAT_VERSION), **arrays)
-    os.replace(part, path)
+    file = io.BytesIO()
+    arrays = {f.name: getattr(contexts, f.name) for f in fields(contexts)}
+    np.savez_compressed(file, format_version=np.array(FORMAT_VERSION), **arrays)
+    write_atomically(path, file.getvalue())
 
 
 def load_contexts(path: str | Path) -> Contexts:

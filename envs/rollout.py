@@ -123,7 +123,6 @@ def rollout(
         raise ValueError("give either episodes or steps")
     if venv.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
         raise ValueError("rollout resets rows itself: make the vector environment with AutoresetMode.DISABLED")
-    rows = range(venv.num_envs)
     remaining = float("inf") if episodes is None else episodes  # episodes to start
     budget = float("inf") if steps is None else steps  # steps to take
     seeds = iter(seeds)
@@ -139,7 +138,7 @@ def rollout(
             if budget <= 0 or not any(episode.counted for episode in running):
                 return
             reset = {"reset_mask": first.copy()}
-            observation, _ = venv.reset(seed=[episode.seed for episode in running], options=reset)
+            observation, _ = venv.reset(seed=[e.seed for e in running], options=reset)  # type: ignore[arg-type]
             for row in np.flatnonzero(first):
                 running[row].observations.append(observation[row].copy())
 
@@ -147,8 +146,7 @@ def rollout(
         observation, rewards, terminated, truncated, _ = venv.step(actions)
         first = terminated | truncated
         taken = 0
-        for row in rows:
-            episode = running[row]
+        for row, episode in enumerate(running):
             if not episode.counted or budget <= 0:  # the budget may end in the middle of a step of all rows
                 continue
             budget -= 1

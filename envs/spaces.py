@@ -143,7 +143,7 @@ def to_model_action(space: Space, actions: np.ndarray) -> np.ndarray:
         bounds pass as they are.
     """
     actions = np.asarray(actions)
-    lead = actions.shape[: actions.ndim - len(space.shape)]
+    lead = actions.shape[: actions.ndim - len(space.shape or ())]
     if isinstance(space, Discrete):
         return actions.astype(np.int64) - int(space.start)
     if isinstance(space, MultiDiscrete):
@@ -160,7 +160,7 @@ def from_model_action(space: Space, actions: np.ndarray) -> np.ndarray:
     if isinstance(space, Discrete):
         return actions.astype(np.int64) + int(space.start)
     lead = actions.shape[:-1]
-    actions = actions.reshape(*lead, *space.shape)
+    actions = actions.reshape(*lead, *(space.shape or ()))
     if isinstance(space, MultiDiscrete):
         return actions.astype(np.int64) + space.start
     assert isinstance(space, Box), space

@@ -7,6 +7,7 @@ colours of neighbouring pixels and can erase a small key altogether, so it is on
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -14,13 +15,14 @@ from av.video.reformatter import VideoReformatter
 
 LOSSLESS = {"qp": "0", "preset": "veryfast", "g": "16"}
 VIEWABLE = {"crf": "16", "preset": "medium"}
+VIEWABLE = {"crf": "16", "preset": "medium"}
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: int = 10) -> None:
+def write_video(path: str | Path | BinaryIO, frames: np.ndarray, fps: int = 10) -> None:
     """Write frames without loss, as Matroska.
 
     Args:
-        path: of the new file, any suffix.
+        path: of the new file, any suffix, or an open binary file.
         frames: `(T, H, W, 3)` uint8.
         fps: for players only; nothing here depends on time.
     """
@@ -62,20 +64,27 @@ def write_viewable(path: str | Path, frames: np.ndarray, fps: int = 10, least_si
     factor = max(1, -(-least_side // min(frames.shape[1:3])))
     large = frames.repeat(factor, axis=1).repeat(factor, axis=2)
     odd = [(0, 0), (0, large.shape[1] % 2), (0, large.shape[2] % 2), (0, 0)]  # yuv420p wants even sides
-    options = {"crf": "16", "preset": "medium"}
-    _encode(
-        path, np.pad(large, odd, mode="edge"), fps, container="mp4", codec="libx264", pixels="yuv420p", options=options
-    )
+    even = np.pad(large, odd, mode="edge")
+    _encode(path, even, fps, container="mp4", codec="libx264", pixels="yuv420p", options=VIEWABLE)
 
 
 def _encode(
-    path: str | Path, frames: np.ndarray, fps: int, *, container: str, codec: str, pixels: str, options: dict[str, str]
+    path: str | Path | BinaryIO,
+    frames: np.ndarray,
+    fps: int,
+    *,
+    container: str,
+    codec: str,
+    pixels: str,
+    options: dict[str, str],
 ) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0:
         raise ValueError(f"a video takes (T, H, W, 3) uint8 frames, not {frames.shape} {frames.dtype}")
     converter = VideoReformatter()
-    with av.open(str(path), "w", format=container, container_options={"fflags": "+bitexact"}) as file:
+    target = str(path) if isinstance(path, str | Path) else path
+    with av.open(target, "w", format=container, container_options={"fflags": "+bitexact"}) as file:
         stream = file.add_stream(codec, rate=fps, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixels
         stream.codec_context.thread_count = 1
