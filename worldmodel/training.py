@@ -1,0 +1,221 @@
+"""The training loop: batches in, a run folder out.
+
+Everything random in an update follows from (seed, number of the update), so N updates, a restart and N more give the
+bits of 2N in one go. The rate is constant after a warm-up, and the weights handed out are a running average, which does
+what a decaying rate does without having to know when the training will end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from worldmodel.batch import Batch
+from worldmodel.checkpoint import save_weights, write_atomically
+from worldmodel.errors import UserError
+from worldmodel.losses import LossConfig, world_model_loss
+from worldmodel.model import WorldModel
+
+TRAINER_FILE = "trainer.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the world model is trained."""
+
+    batch_size: int = 4  # rows an update
+    length: int = 32  # frames a row; longer than the window that attention looks back on
+    learning_rate: float = 3e-3
+    warmup: int = 200  # updates until the rate is reached
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0  # of the gradient's norm
+    average: float = 0.995  # decay of the running average of the weights
+    end_share: float = 0.25  # rows that hold a reward or a termination
+    save_every: int = 200  # updates between checkpoints
+    log_every: int = 20
+    losses: LossConfig = field(default_factory=LossConfig)
+
+
+class Batches(Protocol):
+    """An endless source of segments that can be put back where it was (`worldmodel.envs.segments.Segments`)."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Trainer:
+    """Trains one model into one run folder.
+
+    Args:
+        model: trained in place; the run folder gets the average of its weights.
+        batches: where the segments come from.
+        run: the run folder; its `config.json` is written by the caller.
+        config: see `TrainConfig`.
+        seed: of all noise.
+    """
+
+    def __init__(
+        self, model: WorldModel, batches: Batches, run: str | Path, config: TrainConfig | None = None, seed: int = 0
+    ) -> None:
+        self.model, self.batches, self.run, self.seed = model, batches, Path(run), seed
+        self.config = config or TrainConfig()
+        self.update = 0
+        self.parameters = list(model.parameters())
+        self.averaged = [p.detach().clone() for p in self.parameters]
+        # Matrices decay; norms, biases, A_log, D, dt_bias and learned vectors (fewer than two axes) do not.
+        groups = [
+            {"params": [p for p in self.parameters if p.dim() >= 2], "weight_decay": self.config.weight_decay},
+            {"params": [p for p in self.parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=self.config.betas, fused=True)
+
+    def train(
+        self,
+        *,
+        updates: int | None = None,
+        minutes: float | None = None,
+        report: Callable[[WorldModel, SummaryWriter, int], None] | None = None,
+        report_every: int = 1000,
+        progress: bool = True,
+    ) -> None:
+        """Train until update number `updates` is done or `minutes` have passed, whichever comes first.
+
+        Args:
+            updates: counted from the run's beginning, so a resumed run stops where an unbroken one would.
+            minutes: of this call.
+            report: called with the averaged model every `report_every` updates, to draw what it dreams.
+            progress: show a bar.
+
+        Raises:
+            UserError: a loss is not finite. The batch lies beside the checkpoint, which stays the last good one.
+        """
+        if updates is None and minutes is None:
+            raise ValueError("say when to stop: updates, minutes or both")
+        device = self.model.device
+        began, frames, since = time.monotonic(), 0, time.monotonic()
+        writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.update or None)
+        bar = tqdm(total=updates, initial=self.update, unit="update", desc="train", disable=not progress)
+        source = iter(self.batches)
+        self.model.train()
+        try:
+            while updates is None or self.update < updates:
+                if minutes is not None and time.monotonic() - began > 60 * minutes:
+                    break
+                batch = next(source).to(device)
+                notes = self.step(batch)
+                frames += batch.index.numel()
+                bar.update()
+                if self.update % self.config.log_every == 0:
+                    notes["speed/frames_per_second"] = torch.tensor(frames / (time.monotonic() - since))
+                    frames, since = 0, time.monotonic()
+                    for name, value in notes.items():
+                        writer.add_scalar(name, value.item(), self.update)
+                    shown = {n.split("/")[1]: f"{notes[n].item():.3g}" for n in ("loss/reconstruction", "latent/kl")}
+                    bar.set_postfix(shown)
+                if self.update % self.config.save_every == 0:
+                    self.save()
+                if report is not None and self.update % report_every == 0:
+                    report(self.averaged_model(), writer, self.update)
+                    since = time.monotonic()
+            self.save()
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        finally:
+            bar.close()
+            writer.close()
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One update; returns what `world_model_loss` notes, and the gradient's norm."""
+        rows = torch.arange(batch.index.shape[0], device=batch.index.device)
+        key = (rows << 32) + self.seed * 1_000_003 + self.update
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.update)
+        loss, notes = world_model_loss(self.model, batch, self.config.losses, key=key, generator=generator)
+        if not torch.isfinite(loss):
+            self._stop_on_nan(batch, notes)
+        self.optimizer.zero_grad()
+        loss.backward()
+        notes["gradient/norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        if not torch.isfinite(notes["gradient/norm"]):
+            self._stop_on_nan(batch, notes)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * min(1.0, (self.update + 1) / self.config.warmup)
+        self.optimizer.step()
+        self.update += 1
+        # A plain average at first, so that the start is forgotten soon.
+        decay = min(self.config.average, self.update / (self.update + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.averaged, self.parameters, 1 - decay)
+        return notes
+
+    def averaged_model(self) -> WorldModel:
+        """A copy of the model with the averaged weights, in evaluation mode."""
+        model = WorldModel(self.model.config).to(self.model.device)
+        model.load_state_dict(self._weights())
+        return model.eval().requires_grad_(False)
+
+    def _weights(self) -> dict[str, Tensor]:
+        named = dict(zip([name for name, _ in self.model.named_parameters()], self.averaged))
+        return self.model.state_dict() | named
+
+    def save(self) -> None:
+        """Write `trainer.pt`, then the averaged weights; each is whole or absent."""
+        content = {
+            "format_version": 1,
+            "update": self.update,
+            "seed": self.seed,
+            "config": dataclasses.asdict(self.config),
+            "model": self.model.state_dict(),
+            "averaged": self.averaged,
+            "optimizer": self.optimizer.state_dict(),
+            "batches": self.batches.state_dict(),
+        }
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_atomically(self.run / TRAINER_FILE, buffer.getvalue())
+        save_weights(self.run, self._weights())
+
+    def resume(self) -> None:
+        """Go on from the run's `trainer.pt`.
+
+        Raises:
+            UserError: it is missing or damaged, or does not belong to this model.
+        """
+        path = self.run / TRAINER_FILE
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: there is nothing to resume, train without --resume")
+        try:
+            content = torch.load(path, map_location=self.model.device, weights_only=True)
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            for mine, saved in zip(self.averaged, content["averaged"], strict=True):
+                mine.copy_(saved)
+            self.batches.load_state_dict(content["batches"])
+            self.update, self.seed = content["update"], content["seed"]
+        except (RuntimeError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path} cannot be resumed ({reason}): restore it, or train into a new folder") from error
+
+    def _stop_on_nan(self, batch: Batch, notes: dict[str, Tensor]) -> None:
+        wrong = [name for name, value in notes.items() if not torch.isfinite(value)]
+        path = self.run / f"nan_batch_{self.update}.pt"
+        buffer = io.BytesIO()
+        torch.save(vars(batch), buffer)
+        write_atomically(path, buffer.getvalue())
+        raise UserError(
+            f"update {self.update}: {', '.join(wrong)} is not finite; the batch is kept in {path} and the last good "
+            f"checkpoint is untouched (look at the batch, or resume with a lower --learning-rate)"
+        )
