@@ -130,7 +130,9 @@ def make_env(
             raise UserError(f"there is no wrapper {name!r}{_near(name, WRAPPERS)}; known are {', '.join(WRAPPERS)}")
     if "render" in names:
         render_mode = "rgb_array"
-    env = _make(env_id, render_mode=render_mode, max_episode_steps=max_episode_steps, **kwargs)
+    if render_mode is not None:  # environments without pictures do not know the word
+        kwargs["render_mode"] = render_mode
+    env = _make(env_id, max_episode_steps=max_episode_steps, **kwargs)
     for name in names:
         env = WRAPPERS[name](env)
     if isinstance(env.observation_space, Box) and env.observation_space.dtype == np.float64:
@@ -151,7 +153,7 @@ def _make(env_id: str, **kwargs: Any) -> gymnasium.Env:
         return gymnasium.make(env_id, **kwargs)
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.NamespaceNotFound) as error:
         raise UserError(f"there is no environment {env_id!r}{_near(env_id, gymnasium.registry)}") from error
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
+    except Exception as error:  # whatever the environment's own code makes of these kwargs
         raise UserError(f"the environment {env_id!r} cannot be made: {error}") from error
 
 

@@ -33,7 +33,7 @@ class RandomPolicy:
             memory, first = [self.action_space] * len(observation), np.ones(len(observation), bool)
         if first is not None and first.any():
             memory = list(memory)
-            for row in np.flatnonzero(first):
+            for row in np.flatnonzero(first).tolist():
                 memory[row] = copy.deepcopy(self.action_space)
                 memory[row].seed(next(self.seeds, 0))
         return np.stack([space.sample() for space in memory]), memory

@@ -132,14 +132,14 @@ def rollout(
     memory = None
     while True:
         if first.any():
-            for row in np.flatnonzero(first):
+            for row in np.flatnonzero(first).tolist():
                 running[row] = _Running(_next_seed(seeds) if remaining > 0 else 0, remaining > 0, [])
                 remaining -= 1
             if budget <= 0 or not any(episode.counted for episode in running):
                 return
             reset = {"reset_mask": first.copy()}
             observation, _ = venv.reset(seed=[e.seed for e in running], options=reset)  # type: ignore[arg-type]
-            for row in np.flatnonzero(first):
+            for row in np.flatnonzero(first).tolist():
                 running[row].observations.append(observation[row].copy())
 
         actions, memory = policy.act(observation, memory, first)

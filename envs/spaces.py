@@ -160,7 +160,7 @@ def from_model_action(space: Space, actions: np.ndarray) -> np.ndarray:
     if isinstance(space, Discrete):
         return actions.astype(np.int64) + int(space.start)
     lead = actions.shape[:-1]
-    actions = actions.reshape(*lead, *(space.shape or ()))
+    actions = actions.reshape((*lead, *(space.shape or ())))
     if isinstance(space, MultiDiscrete):
         return actions.astype(np.int64) + space.start
     assert isinstance(space, Box), space

@@ -1,0 +1,122 @@
+import json
+
+import gymnasium
+import last_action_env
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from worldmodel.envs.make import (
+    WRAPPERS,
+    environment_spec,
+    make_env,
+    make_from_spec,
+    make_vector_env,
+    spec_of,
+)
+from worldmodel.errors import UserError
+
+EMPTY = "MiniGrid-Empty-5x5-v0"
+
+
+@pytest.mark.parametrize(
+    ("env_id", "wrappers", "shape", "dtype"),
+    [
+        (EMPTY, None, (56, 56, 3), "uint8"),
+        (EMPTY, ["minigrid_grid"], (7, 7, 3), "uint8"),
+        (EMPTY, ["minigrid_rgb_full"], (40, 40, 3), "uint8"),
+        (EMPTY, ["minigrid_rgb", "resize64"], (64, 64, 3), "uint8"),
+        (EMPTY, ["minigrid_rgb", "grayscale"], (56, 56, 1), "uint8"),
+        ("CartPole-v1", None, (4,), "float32"),
+        ("CartPole-v1", ["render", "resize64"], (64, 64, 3), "uint8"),
+        ("FrozenLake-v1", ["flatten"], (16,), "float32"),
+        ("MountainCarContinuous-v0", None, (2,), "float32"),
+        ("GymV21Environment-v0", None, None, None),
+    ],
+)
+def test_ids_and_wrappers(env_id, wrappers, shape, dtype):
+    if shape is None:
+        with pytest.raises(UserError, match=r"cannot be made|no environment"):
+            make_env(env_id, wrappers=wrappers)
+        return
+    env = make_env(env_id, wrappers=wrappers)
+    first, _ = env.reset(seed=0)
+    second, *_ = env.step(env.action_space.sample())
+    for observation in (first, second):
+        assert observation.shape == shape == env.observation_space.shape
+        assert observation.dtype == dtype
+        assert env.observation_space.contains(observation)
+    env.close()
+
+
+def test_resize64_averages_every_pixel_by_its_area():
+    class Stripes(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(0, 255, (128, 256, 3), np.uint8)
+        action_space = gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            image = np.zeros((128, 256, 3), np.uint8)
+            image[::2, :, 0] = 200  # every other line: half brightness
+            image[:, ::4, 1] = 100  # every fourth column: a quarter
+            return image, {}
+
+    observation, _ = WRAPPERS["resize64"](Stripes()).reset()
+    assert (observation == [100, 25, 0]).all()
+
+
+def test_the_seed_resets():
+    one, two = (make_env("CartPole-v1", seed=3) for _ in range(2))
+    assert (one.unwrapped.state == two.unwrapped.state).all()
+
+
+def test_unknown_names_are_answered_with_near_ones():
+    with pytest.raises(UserError, match="MiniGrid-Empty-5x5-v0"):
+        make_env("MiniGrid-Emty-5x5-v0")
+    with pytest.raises(UserError, match="minigrid_rgb"):
+        make_env(EMPTY, wrappers=["minigrid-rgb"])
+    for env_id in ("CartPole-v99", "NoSuch/Env-v0", "no_such_module:Env-v0", "", "-v0", "a b"):
+        with pytest.raises(UserError):
+            make_env(env_id)
+
+
+def test_a_bad_keyword_is_one_sentence():
+    with pytest.raises(UserError, match="no_such_option"):
+        make_env("CartPole-v1", no_such_option=1)
+
+
+def test_wrappers_name_what_they_need():
+    with pytest.raises(UserError, match="resize64"):
+        make_env("CartPole-v1", wrappers=["resize64"])
+    with pytest.raises(UserError, match="grayscale"):
+        make_env("CartPole-v1", wrappers=["grayscale"])
+
+
+def test_a_spec_rebuilds_the_environment():
+    spec = json.loads(json.dumps(spec_of(EMPTY, max_episode_steps=7, size=6)))
+    assert spec["wrappers"] == ["minigrid_rgb"] and spec["kwargs"] == {"size": 6} and spec["max_episode_steps"] == 7
+    env = make_from_spec(spec)
+    assert env.unwrapped.grid.width == 6
+    env.reset(seed=0)
+    assert [env.step(0)[3] for _ in range(7)] == [False] * 6 + [True]
+
+
+def test_mismatched_spaces_are_refused():
+    env = make_env(EMPTY)
+    spec = environment_spec(EMPTY, None, {}, env) | {"wrappers": ["minigrid_grid"]}
+    with pytest.raises(UserError, match=r"mismatched spaces.*observation_space"):
+        make_from_spec(spec)
+    with pytest.raises(UserError, match="imported"):
+        make_from_spec(spec | {"id": None})
+
+
+def test_spaces_that_cannot_be_recorded_are_refused():
+    with pytest.raises(UserError, match="Dict"):
+        spec_of(EMPTY, wrappers=[])
+
+
+def test_a_vector_environment_leaves_resetting_to_the_rollout():
+    venv = make_vector_env(last_action_env.ID, 3, max_length=2)
+    assert venv.num_envs == 3
+    assert venv.metadata["autoreset_mode"] == AutoresetMode.DISABLED
+    assert len({id(env) for env in venv.envs}) == 3
+    venv.close()
