@@ -12,8 +12,6 @@ store, and the next `add` writes over what was not yet in the index.
 from __future__ import annotations
 
 import io
-import json
-import os
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -26,12 +24,9 @@ from gymnasium import Space
 from worldmodel.envs.check_episode import checked
 from worldmodel.envs.rollout import Episode
 from worldmodel.envs.spaces import SMALLEST_IMAGE, space_from_json, space_to_json
+from worldmodel.envs.store_index import put, read_index, write_index
 from worldmodel.envs.video import read_video, write_video
 from worldmodel.errors import UserError
-
-FORMAT_VERSION = 1
-INDEX_FIELDS = ("name", "length", "terminated", "truncated", "return", "seed")
-CODECS = ("x264rgb", "npz")
 
 
 class EpisodeStore:
@@ -42,7 +37,7 @@ class EpisodeStore:
         environment: the environment spec, see `worldmodel.envs.make`; its `id` is `None` for imported data.
         observation_space, action_space: of a single environment.
         codec: how observations are kept, `"x264rgb"` or `"npz"`.
-        index: one dict an episode, with the keys of `INDEX_FIELDS`.
+        index: one dict an episode, with the keys of `store_index.INDEX_FIELDS`.
     """
 
     def __init__(self, root: Path, environment: dict[str, Any], codec: str, index: list[dict[str, Any]]) -> None:
@@ -70,7 +65,8 @@ class EpisodeStore:
             observation_space, action_space: of a single environment.
 
         Raises:
-            UserError: there is a store already, or the spaces are missing or of an unsupported kind.
+            UserError: there is a store already, the spaces are missing or of an unsupported kind, or the folder cannot
+                be written.
         """
         root = Path(root)
         if (root / "index.json").exists():
@@ -84,8 +80,11 @@ class EpisodeStore:
                 "action_space": space_to_json(action_space),
             }
         store = cls(root, environment, _codec_for(space_from_json(environment["observation_space"])), [])
-        (root / "episodes").mkdir(parents=True, exist_ok=True)
-        store._write_index()
+        try:
+            (root / "episodes").mkdir(parents=True, exist_ok=True)
+            store._write_index()
+        except OSError as error:
+            raise UserError(f"no store can be made in {root}: {error}") from error
         return store
 
     @classmethod
@@ -95,7 +94,7 @@ class EpisodeStore:
         Raises:
             UserError: there is none, its index is damaged, or a newer version wrote it.
         """
-        data = _read_index(Path(root))
+        data = read_index(Path(root))
         return cls(Path(root), data["environment"], data["codec"], data["episodes"])
 
     def __len__(self) -> int:
@@ -154,12 +153,12 @@ class EpisodeStore:
         if self.codec == "x264rgb":
             video = io.BytesIO()
             write_video(video, frames)
-            _put(self._path(name, "mkv"), video.getvalue())
+            put(self._path(name, "mkv"), video.getvalue())
         else:
             arrays["observations"] = frames
         sidecar = io.BytesIO()
         np.savez_compressed(sidecar, **arrays)
-        _put(self._path(name, "npz"), sidecar.getvalue())
+        put(self._path(name, "npz"), sidecar.getvalue())
         entry = {
             "name": name,
             "length": episode.length,
@@ -179,7 +178,7 @@ class EpisodeStore:
             UserError: its files are missing, damaged, or not what was written.
         """
         try:
-            with np.load(self._path(name, "npz")) as arrays:
+            with np.load(io.BytesIO(self._path(name, "npz").read_bytes())) as arrays:
                 data = {key: arrays[key] for key in arrays.files}
             frames = read_video(self._path(name, "mkv")) if self.codec == "x264rgb" else data["observations"]
             seed = int(data["seed"])
@@ -209,13 +208,7 @@ class EpisodeStore:
         return self.root / "episodes" / f"{name}.{suffix}"
 
     def _write_index(self) -> None:
-        data = {
-            "format_version": FORMAT_VERSION,
-            "environment": self.environment,
-            "codec": self.codec,
-            "episodes": self.index,
-        }
-        _put(self.root / "index.json", json.dumps(data).encode())
+        write_index(self.root, self.environment, self.codec, self.index)
 
 
 def _codec_for(space: Space) -> str:
@@ -223,37 +216,3 @@ def _codec_for(space: Space) -> str:
     shape = space.shape or ()
     image = space.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3
     return "x264rgb" if image and min(shape[:2]) >= SMALLEST_IMAGE else "npz"
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Write a file beside its place, then move it there: a reader finds the old one or the new one, whole.
-
-    Nothing waits for the disk, which would halve the speed of collecting; a power cut costs the last few episodes.
-    """
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
-
-
-def _read_index(root: Path) -> dict[str, Any]:
-    path = root / "index.json"
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{root} is not an episode store: it has no index.json") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read, it may be cut off: {error}") from error
-    try:
-        if data["format_version"] != FORMAT_VERSION:
-            raise UserError(
-                f"{path} has format version {data['format_version']}; this worldmodel reads {FORMAT_VERSION}"
-            )
-        if data["codec"] not in CODECS:
-            raise UserError(f"{path} names the codec {data['codec']!r}; known are {' and '.join(CODECS)}")
-        return {
-            "environment": {"id": data["environment"]["id"], **data["environment"]},
-            "codec": data["codec"],
-            "episodes": [{field: entry[field] for field in INDEX_FIELDS} for entry in data["episodes"]],
-        }
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the index of an episode store: {error!r}") from error
