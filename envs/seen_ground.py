@@ -74,17 +74,20 @@ def shown_cells(env: gym.Env, episode: Episode) -> np.ndarray:
     return np.stack(masks)
 
 
-def on_seen_ground(shown: np.ndarray, context_start: int, context_stop: int) -> np.ndarray:
+def on_seen_ground(shown: np.ndarray, context: np.ndarray, frame: np.ndarray) -> np.ndarray:
     """Which frames show nothing but what the frames of a context have shown.
 
     A cell counts as seen by its position, whatever has since been put there, taken away or opened.
 
     Args:
-        shown: `(T+1, X, Y)` bool from `shown_cells`.
-        context_start, context_stop: the context is the frames `context_start <= t < context_stop`.
+        shown: `(N, X, Y)` bool, what `shown_cells` found of N frames.
+        context: `(n, C)` which of them are the context of each frame.
+        frame: `(n,)` which of them are asked about.
 
     Returns:
-        `(T+1,)` bool.
+        `(n,)` bool.
     """
-    seen = shown[context_start:context_stop].any(axis=0)
-    return ~(shown & ~seen).any(axis=(1, 2))
+    seen = np.zeros((len(frame), *shown.shape[1:]), dtype=bool)
+    for column in context.T:
+        seen |= shown[column]
+    return ~(shown[frame] & ~seen).any(axis=(1, 2))

@@ -47,9 +47,14 @@ def test_agrees_with_the_cells_that_minigrid_highlights(env_id):
 def test_turning_round_returns_to_seen_ground_and_a_new_direction_does_not():
     env = make_env("MiniGrid-FourRooms-v0")
     shown = shown_cells(env, record(env, 0, [LEFT, RIGHT, LEFT, LEFT]))
-    assert on_seen_ground(shown, 0, 1).tolist() == [True, False, True, False, False]
-    assert on_seen_ground(shown, 0, 2).tolist() == [True, True, True, True, False]
-    assert on_seen_ground(shown, 1, 2).tolist() == [False, True, False, True, False]
+    frames = np.arange(5)
+
+    def seen_after(*context):
+        return on_seen_ground(shown, np.tile(context, (5, 1)), frames).tolist()
+
+    assert seen_after(0) == [True, False, True, False, False]
+    assert seen_after(0, 1) == [True, True, True, True, False]
+    assert seen_after(1) == [False, True, False, True, False]
 
 
 def test_a_frame_is_a_function_of_the_seen_cells_contents():
