@@ -165,7 +165,7 @@ class DreamVectorEnv(VectorEnv):
         self._require_reset()
         return tuple(picture(frame) for frame in self._look())
 
-    @property
+    @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The rows' random number generators, as `SyncVectorEnv` gives them."""
         return tuple(self._generator(row) for row in range(self.num_envs))
@@ -207,8 +207,8 @@ class DreamVectorEnv(VectorEnv):
         final, reward, terminated, truncated = self._advance(actions)
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
             self._restart(terminated | truncated)
-        flags = (torch.from_numpy(flag).to(self.model.device) for flag in (terminated, truncated))
-        return self._require_reset().feature, reward, *flags, {"final_feature": final}
+        end, cut = (torch.from_numpy(flag).to(self.model.device) for flag in (terminated, truncated))
+        return self._require_reset().feature, reward, end, cut, {"final_feature": final}
 
     def get_state(self) -> Snapshot:
         """The rows as they are, to be kept, branched from or saved.
@@ -270,7 +270,7 @@ class DreamVectorEnv(VectorEnv):
             return
         keys = np.zeros(self.num_envs, dtype=np.int64)
         for row in np.flatnonzero(rows):
-            generator = self._generator(row)
+            generator = self._generator(int(row))
             self._start[row] = generator.integers(len(self._starts))
             keys[row] = draw_key(generator)
         device = self.model.device

@@ -35,8 +35,10 @@ print(f"64 dreams: {64 * 50 / (time.perf_counter() - began):.0f} steps/s, {episo
 # A dream can be kept and gone on from twice: here with the same chance, but a different action.
 observation, info = env.reset(seed=1)
 here = env.unwrapped.get_state()
+actions = [env.action_space.sample() for _ in range(4)]
 futures = []
-for action in (env.action_space.sample(), env.action_space.sample()):
+for action in actions:
     env.unwrapped.set_state(here)
-    futures.append(env.step(action)[0])
-print(f"two actions from one moment: {abs(futures[0].astype(float) - futures[1]).mean():.2f} mean difference")
+    futures.append(env.step(action)[0].astype(float))
+for action, future in zip(actions, futures):
+    print(f"action {action} instead of {actions[0]} changes the next frame by {abs(future - futures[0]).mean():.2f}")

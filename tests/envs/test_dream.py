@@ -19,6 +19,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tiny_run import write_run
 
 import worldmodel
+from worldmodel.envs.contexts import load_contexts, save_contexts
 from worldmodel.envs.dream import DreamEnv, DreamVectorEnv
 from worldmodel.envs.make import make_env
 from worldmodel.envs.random_policy import RandomPolicy
@@ -37,6 +38,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_run(tmp_path_factory.mktemp("cartpole"), "CartPole-v1"))
+
+
+@pytest.fixture(scope="module")
+def always(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_run(tmp_path_factory.mktemp("always"), MINIGRID, end_bias=50.0, steps=60))
 
 
 def make_vec(run: str, num_envs: int, **kwargs) -> DreamVectorEnv:
@@ -153,7 +159,7 @@ def test_unseeded_reset_goes_on_with_the_rows_own_random_numbers(run: str) -> No
 # -- Ends of episodes -------------------------------------------------------------------------------------------------
 
 
-def test_truncated_at_the_horizon_and_never_with_termination(run: str, tmp_path: Path) -> None:
+def test_truncated_at_the_horizon_and_never_with_termination(always: str, tmp_path: Path) -> None:
     never = str(write_run(tmp_path / "never", MINIGRID, end_bias=-50.0, steps=60))
     venv = make_vec(never, 3, horizon=4)
     venv.reset(seed=0)
@@ -161,7 +167,6 @@ def test_truncated_at_the_horizon_and_never_with_termination(run: str, tmp_path:
     assert [bool(step[3].all()) for step in steps] == [False, False, False, True] * 2
     assert not any(step[2].any() for step in steps)
 
-    always = str(write_run(tmp_path / "always", MINIGRID, end_bias=50.0, steps=60))
     venv = make_vec(always, 3, horizon=1)
     venv.reset(seed=0)
     _, _, terminated, truncated, _ = venv.step(np.zeros(3, dtype=np.int64))
@@ -241,6 +246,28 @@ def test_a_restarted_row_shows_the_beginning_of_a_new_dream(run: str) -> None:
         for (_, _, terminated, truncated, _), (observations, *_) in zip(steps, steps[delay:]):
             for row in np.flatnonzero(terminated | truncated):
                 assert any((observations[row] == start).all() for start in starts)
+
+
+def test_the_step_that_restarts_a_row_ends_nothing(always: str) -> None:
+    venv = make_vec(always, 3, autoreset_mode=AutoresetMode.NEXT_STEP)
+    steps = steps_with_an_end(venv, 6)
+    assert [bool(step[2].all()) for step in steps] == [True, False] * 3
+    assert not any(step[2].any() or step[1].any() for step in steps[1::2])
+
+
+def test_dreams_begin_where_the_contexts_say(run: str) -> None:
+    world, contexts = load_world(run), load_contexts(Path(run) / "contexts.npz")
+    initial = contexts[contexts.initial]
+    n = len(initial)
+    state, out = world.model.observe(
+        world.model.initial_state(n, seed=0), None, torch.from_numpy(initial.frames[:, -1]), torch.ones(n, dtype=bool)
+    )
+    assert all(map(close, world.starts["initial"].frames, world.model.decode(out).numpy()))
+    torch.testing.assert_close(world.starts["initial"].state.feature, state.feature)
+    assert len(world.starts["anywhere"]) == len(contexts) - n > 0
+    for starts in ("initial", "anywhere"):
+        shown = DreamVectorEnv(64, run, starts=starts).reset(seed=0)[0]
+        assert {s.tobytes() for s in shown} == {s.tobytes() for s in world.starts[starts].frames}
 
 
 def test_without_autoreset_the_caller_restarts_rows(run: str) -> None:
@@ -403,6 +430,11 @@ def test_a_bad_run_is_one_clear_sentence(run: str, cartpole: str, tmp_path: Path
     shutil.copy(Path(cartpole) / "contexts.npz", mixed / "contexts.npz")
     with pytest.raises(UserError, match="do not fit"):
         DreamEnv(mixed)
+    short = shutil.copytree(run, tmp_path / "short")
+    contexts = load_contexts(short / "contexts.npz")
+    save_contexts(short / "contexts.npz", contexts[contexts.initial])
+    with pytest.raises(UserError, match="use initial"):
+        DreamEnv(short, starts="anywhere")
     for kwargs in ({"starts": "middle"}, {"horizon": 0}, {"num_envs": 0}, {"autoreset_mode": "never"}):
         with pytest.raises(ValueError):
             DreamVectorEnv(**{"num_envs": 1, "checkpoint": run, **kwargs})
@@ -443,6 +475,12 @@ def test_episode_statistics_wrappers(run: str) -> None:
             if ended.any():
                 np.testing.assert_array_equal(info["episode"]["l"][ended], lengths[ended])
                 lengths[ended] = 0
+
+
+def test_the_example_runs(run: str) -> None:
+    example = Path(__file__).parents[2] / "examples" / "step_a_dream.py"
+    printed = subprocess.run([sys.executable, example, run], capture_output=True, text=True, check=True).stdout
+    assert "one dream:" in printed and "64 dreams:" in printed and "instead of" in printed
 
 
 def test_stable_baselines3_trains_on_it_unchanged(run: str) -> None:
