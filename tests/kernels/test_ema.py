@@ -1,0 +1,111 @@
+"""The smoothing scan against `s_j = p_j z_j + (1 - p_j) s_{j-1}` in fp64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worldmodel.kernels.ema import ema_scan
+
+
+def naive(z, p, initial):
+    s, out = initial, []
+    for j in range(z.shape[1]):
+        s = p[:, j, None] * z[:, j] + (1 - p[:, j, None]) * s
+        out.append(s)
+    return torch.stack(out, 1), s
+
+
+def inputs(seed, length, kind="mixed", rows=2, width=3):
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(rows, length, width, generator=g)
+    p = torch.rand(rows, length, generator=g)
+    if kind == "mixed":  # forced boundaries, pads, and all that lies close to them
+        special = torch.tensor([0.0, 1.0, 1e-6, 1 - 1e-6, 1 - 2**-24])
+        pick = torch.randint(0, 10, (rows, length), generator=g)
+        p = torch.where(pick < 5, special[pick.clamp(max=4)], p)
+    elif kind == "low":
+        p = p * 1e-3
+    elif kind == "high":
+        p = 1 - p * 1e-5
+    return z, p, torch.randn(rows, width, generator=g)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 99),
+    length=st.integers(1, 50),
+    block=st.sampled_from([1, 3, 8, 64]),
+    kind=st.sampled_from(["mixed", "plain", "low", "high"]),
+    carried=st.booleans(),
+)
+def test_any_length_block_and_p_give_the_recurrence(seed, length, block, kind, carried):
+    z, p, initial = inputs(seed, length, kind)
+    initial = initial if carried else torch.zeros_like(initial)
+    y, last = ema_scan(z, p, initial_BD=initial if carried else None, block=block)
+    expected_y, expected_last = naive(z.double(), p.double(), initial.double())
+    torch.testing.assert_close(y.double(), expected_y, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(last.double(), expected_last, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [4, 64])
+def test_p_of_one_forgets_everything_to_the_bit(block):
+    z, p, initial = inputs(1, 20, "plain")
+    p[:, 9] = 1.0
+    y, _ = ema_scan(z, p, initial_BD=initial, block=block)
+    z_other = z.clone()
+    z_other[:, :9] = 1e8
+    other, _ = ema_scan(z_other, p, initial_BD=initial * 1e8, block=block)
+    assert torch.equal(y[:, 9], z[:, 9])
+    assert torch.equal(y[:, 9:], other[:, 9:])
+
+
+@pytest.mark.parametrize("block", [4, 64])
+def test_p_of_zero_is_a_pad(block):
+    z, p, initial = inputs(2, 15, "plain")
+    z[:, 10:], p[:, 10:] = 1e8, 0.0
+    y, last = ema_scan(z, p, initial_BD=initial, block=block)
+    shorter, _ = ema_scan(z[:, :10], p[:, :10], initial_BD=initial, block=block)
+    torch.testing.assert_close(y[:, :10], shorter)
+    torch.testing.assert_close(last, shorter[:, -1])
+    torch.testing.assert_close(y[:, 10:], shorter[:, -1:].expand(-1, 5, -1))
+
+
+@pytest.mark.parametrize("p_value", [1e-5, 0.5, 1 - 1e-6])
+def test_long_sequences_neither_overflow_nor_underflow(p_value):
+    z, _, initial = inputs(3, 5000, rows=1)
+    p = torch.full((1, 5000), p_value, requires_grad=True)
+    z.requires_grad_()
+    y, last = ema_scan(z, p, initial_BD=initial)
+    expected, _ = naive(z.detach().double(), p.detach().double(), initial.double())
+    torch.testing.assert_close(y.detach().double(), expected, rtol=1e-4, atol=1e-4)
+    (y.sum() + last.sum()).backward()
+    assert z.grad.isfinite().all()
+    assert p.grad.isfinite().all()
+
+
+def test_gradients():
+    z, p, initial = inputs(4, 30, "plain")
+    p[0, 7], p[1, 20:] = 1.0, 0.0
+    results = []
+    for run, dtype in (
+        (lambda *t: ema_scan(t[0], t[1], initial_BD=t[2], block=8), torch.float32),
+        (naive, torch.float64),
+    ):
+        leaves = [t.to(dtype).requires_grad_() for t in (z, p, initial)]
+        y, last = run(*leaves)
+        g = torch.Generator().manual_seed(0)
+        out = (y * torch.randn(y.shape, generator=g).to(dtype)).sum() + last.pow(2).sum()
+        results.append([x.double() for x in torch.autograd.grad(out, leaves)])
+    # A p of exactly 1 is forced, never learned, so its gradient is left out here.
+    results[0][1][0, 7] = results[1][1][0, 7] = 0.0
+    for got, expected in zip(*results):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_is_smoothed_in_fp32():
+    z, p, _ = inputs(5, 200, "low")
+    y, last = ema_scan(z.bfloat16(), p)
+    assert y.dtype == last.dtype == torch.float32
+    expected, _ = naive(z.bfloat16().double(), p.double(), torch.zeros(2, 3, dtype=torch.float64))
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-6)
