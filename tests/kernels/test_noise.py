@@ -1,0 +1,130 @@
+"""Counter-based noise: reproducible by row, and random enough."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worldmodel.kernels import noise
+
+
+def words(n, stream=0, seed=0):
+    return noise.row_hash((torch.arange(n) << 32) + seed, torch.zeros(n, dtype=torch.int64), stream)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    keys=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8),
+    step=st.integers(0, 2**31),
+    stream=st.integers(0, 3000),
+    n=st.integers(1, 64),
+)
+def test_a_row_gets_the_same_bits_whatever_its_neighbours(keys, step, stream, n):
+    key = torch.tensor(keys)
+    together = noise.gumbel(noise.row_hash(key, torch.full_like(key, step), stream), n)
+    for i in range(len(keys)):
+        alone = noise.gumbel(noise.row_hash(key[i : i + 1], torch.tensor([step]), stream), n)
+        assert torch.equal(together[i], alone[0])
+    reversed_rows = noise.gumbel(noise.row_hash(key.flip(0), torch.full_like(key, step), stream), n)
+    assert torch.equal(together, reversed_rows.flip(0))
+    more = noise.gumbel(noise.row_hash(key, torch.full_like(key, step), stream), n + 5)
+    assert torch.equal(together, more[:, :n])
+
+
+def test_a_grid_of_rows_and_steps_is_its_rows_and_steps():
+    key = torch.tensor([3, 2**40 + 1, -7])
+    grid = noise.row_hash(key[:, None], torch.arange(5), 2)
+    for t in range(5):
+        assert torch.equal(grid[:, t], noise.row_hash(key, torch.full_like(key, t), 2))
+
+
+def test_words_are_32_bits_and_all_64_bits_of_a_key_count():
+    base = torch.tensor([123456789])
+    bits = torch.cat([base ^ (1 << torch.arange(63)), base ^ torch.tensor([-(2**63)])])
+    hashed = noise.row_hash(torch.cat([base, bits]), torch.zeros(65, dtype=torch.int64), 0)
+    assert len(hashed.unique()) == 65
+    assert (hashed >= 0).all()
+    assert (hashed < 2**32).all()
+
+
+def test_one_flipped_bit_anywhere_flips_half_of_the_word():
+    key = torch.arange(500) * 7919
+    zero = torch.zeros_like(key)
+    h = noise.row_hash(key, zero, 0)
+    changes = [noise.row_hash(key ^ (1 << b), zero, 0) for b in (0, 5, 31, 32, 50, 62)]
+    changes += [noise.row_hash(key, zero + 1, 0), noise.row_hash(key, zero, 1)]
+    for other in changes:
+        flipped = sum(((h ^ other) >> b & 1).float().mean().item() for b in range(32))
+        assert 15 < flipped < 17
+
+
+def test_uniform_fills_the_open_interval_evenly():
+    u = noise.uniform(words(2000), 256).flatten()
+    assert u.min() > 0
+    assert u.max() < 1
+    count = torch.histc(u, 64, 0, 1)
+    expected = len(u) / 64
+    chi2 = ((count - expected) ** 2 / expected).sum().item()
+    assert chi2 < 63 + 5 * math.sqrt(2 * 63)
+
+
+def word_of_bits(bits):
+    """The word whose first entry hashes to `bits`: the hash run backwards."""
+    x = bits ^ bits >> 16
+    x = x * pow(0x846CA68B, -1, 2**32) % 2**32
+    x ^= x >> 15 ^ x >> 30
+    x = x * pow(0x7FEB352D, -1, 2**32) % 2**32
+    return torch.tensor([x ^ x >> 16])
+
+
+def test_the_extreme_bits_give_neither_zero_nor_one():
+    lowest, highest = word_of_bits(0), word_of_bits(2**32 - 1)
+    assert noise.uniform(lowest, 1).item() == 2**-24
+    assert noise.uniform(highest, 1).item() == 1 - 2**-24
+    for draw in (noise.gumbel, noise.normal):
+        assert draw(torch.cat([lowest, highest]), 1).isfinite().all()
+
+
+def test_gumbel_argmax_samples_the_categorical():
+    logits = torch.tensor([2.0, 0.0, -1.0, 0.5])
+    n = 40000
+    drawn = (logits + noise.gumbel(words(n, seed=5), 4)).argmax(-1)
+    share = torch.bincount(drawn, minlength=4) / n
+    p = logits.softmax(-1)
+    assert ((share - p).abs() < 4.5 * (p * (1 - p) / n).sqrt()).all()
+
+
+def test_normal_has_the_normal_moments():
+    x = noise.normal(words(2000, seed=9), 100).double()
+    assert abs(x.mean()) < 0.01
+    assert abs(x.var() - 1) < 0.015
+    assert abs(x.pow(4).mean() - 3) < 0.1
+
+
+@pytest.mark.parametrize("axis", ["rows", "steps", "streams", "entries", "seeds"])
+def test_neighbouring_coordinates_are_independent(axis):
+    n = 20000
+    i = torch.arange(n)
+    one = torch.zeros_like(i)
+    if axis == "rows":
+        u = noise.uniform(noise.row_hash(i << 32, one, 0), 1)[:, 0]
+    elif axis == "seeds":
+        u = noise.uniform(noise.row_hash(i, one, 0), 1)[:, 0]
+    elif axis == "steps":
+        u = noise.uniform(noise.row_hash(one, i, 0), 1)[:, 0]
+    elif axis == "streams":
+        u = torch.cat([noise.uniform(noise.row_hash(one[:1], one[:1], s), 1)[:, 0] for s in range(4000)])
+    else:
+        u = noise.uniform(words(1, seed=3), n)[0]
+    for lag in (1, 2, 8):
+        x, y = u[:-lag].double() - 0.5, u[lag:].double() - 0.5
+        correlation = (x * y).mean() * 12
+        assert abs(correlation) < 4.5 / math.sqrt(len(x))
+    # Pairs fill the unit square, so their dependence is not hidden from the correlation.
+    cell = (u[:-1] * 8).long() * 8 + (u[1:] * 8).long()
+    count = torch.bincount(cell, minlength=64).double()
+    expected = (len(u) - 1) / 64
+    chi2 = ((count - expected) ** 2 / expected).sum().item()
+    assert chi2 < 63 + 5 * math.sqrt(2 * 63)
