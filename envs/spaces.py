@@ -96,6 +96,8 @@ def observation_spec(space: Space, kind: str | None = None) -> ObservationSpec:
         raise UserError(f"observations must be uint8 or float32, not {space.dtype.name}")
     if len(space.shape) not in (1, 3) or 0 in space.shape:
         raise UserError(f"observations must have the shape (H, W, C) or (D,), not {space.shape}")
+    if len(space.shape) == 3 and space.shape[0] <= 4 < space.shape[2]:
+        raise UserError(f"observations of shape {space.shape} look like (C, H, W); put the channels last")
     if kind is None:
         small = min(space.shape[:2]) < SMALLEST_IMAGE
         kind = "vector" if len(space.shape) == 1 else "grid" if small else "image"
