@@ -52,9 +52,10 @@ def shortest_plan(env: gym.Env, max_states: int = 300_000) -> list[int] | None:
     simulation.render_mode = None
     simulation.gen_obs = dict  # an empty observation
     steps_left = inner.max_steps - inner.step_count
-    choices = inner.action_space.n
     for actions in (FEW_ACTIONS, ALL_ACTIONS):
-        plan = _search(simulation, [int(a) for a in actions if a < choices], steps_left, max_states)
+        plan = _search(
+            simulation, [int(a) for a in actions if inner.action_space.contains(int(a))], steps_left, max_states
+        )
         if plan is not None:
             return plan
     return None
@@ -128,7 +129,7 @@ def play_episode(env: gym.Env, seed: int, detours: int = 0) -> Episode:
     """
     observation, _ = env.reset(seed=seed)
     rng = np.random.default_rng(seed)
-    choices = int(minigrid_of(env).action_space.n)
+    choices = [int(action) for action in Actions if minigrid_of(env).action_space.contains(int(action))]
     observations, actions, rewards = [observation], [], []
     terminated = truncated = False
     while not (terminated or truncated):
@@ -139,7 +140,7 @@ def play_episode(env: gym.Env, seed: int, detours: int = 0) -> Episode:
         if detours > 0:
             detours -= 1
             plan = plan[: rng.integers(len(plan))]
-            plan += rng.integers(choices, size=rng.integers(1, 25)).tolist()
+            plan += rng.choice(choices, size=rng.integers(1, 25)).tolist()
         for action in plan:
             observation, reward, terminated, truncated, _ = env.step(action)
             observations.append(observation)

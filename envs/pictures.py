@@ -180,8 +180,8 @@ def draw_dreams(
         before = to_rgb(table.frames[table.index[positions]], spec)
         pause = [length - 1] * 8
         order = np.concatenate([np.arange(length), pause])
-        frames = [np.concatenate([before, part[row, order]]) for part in (true_frames, dream_frames)]
-        video.append(truth_dream_error(*frames, dreaming=np.arange(len(frames[0])) >= context))
+        left, right = (np.concatenate([before, part[row, order]]) for part in (true_frames, dream_frames))
+        video.append(truth_dream_error(left, right, dreaming=np.arange(len(left)) >= context))
     files.append(folder / "dreams.mp4")
     write_viewable(files[-1], np.concatenate(video), fps=5)
     return files

@@ -40,6 +40,7 @@ FIRST_RANDOM_SEED = FIRST_SEED + 1_000_000
 PLANS = (
     8  # the k-th succeeding episode has k mod 8 detours: without them none is long enough to be dreamed for 50 steps
 )
+RANDOM_BYTES = 2**30  # of random episodes, about; the last one is kept whole
 PARTIAL_VIEWS = ("minigrid_rgb", "minigrid_grid")
 
 
@@ -172,9 +173,16 @@ def _succeeding(env: gym.Env, episodes: int) -> Iterator[Episode]:
 
 
 def _random(environment: dict[str, Any], episodes: int) -> Iterator[Episode]:
+    """So many episodes of random actions, or fewer where these are gigabytes of pixels."""
+    left = RANDOM_BYTES
     seeds = range(FIRST_RANDOM_SEED, FIRST_RANDOM_SEED + episodes)
     venv = make_vector_env(environment, num_envs=1)
     try:
-        yield from rollout(venv, RandomPolicy(venv.single_action_space, seeds), episodes=episodes, seeds=seeds)
+        policy = RandomPolicy(venv.single_action_space, seeds)
+        for episode in rollout(venv, policy, episodes=episodes, seeds=seeds):
+            yield episode
+            left -= episode.observations.nbytes
+            if left < 0:
+                return
     finally:
         venv.close()

@@ -66,14 +66,11 @@ def choose_windows(
         seed: of the sample.
     """
     last = table.begin[1:] - 1  # of each episode
-    starts, left, success, ending = [], [], [], []
-    for episode, (begin, end) in enumerate(zip(table.begin[:-1], last)):
-        place = np.arange(begin, end - context + 1)  # of a first context frame that leaves at least one step
-        starts.append(place)
-        left.append(end - (place + context - 1))
-        success.append(np.full(len(place), succeeding[episode]))
-        ending.append(np.full(len(place), table.terminated[end]))
-    starts, left, success, ending = (np.concatenate(part) for part in (starts, left, success, ending))
+    # Every place of a first context frame that leaves at least one step.
+    starts = np.concatenate([np.arange(begin, end - context + 1) for begin, end in zip(table.begin[:-1], last)])
+    episode = table.episode_of(starts)
+    left = last[episode] - (starts + context - 1)
+    success, ending = succeeding[episode], table.terminated[last[episode]]
 
     order = np.random.default_rng(seed).permutation(len(starts))
     sampled = np.zeros((len(starts), len(horizons)), dtype=bool)
