@@ -4,7 +4,8 @@ Attention in both directions first (space is not time), then Mamba-2, whose bias
 chunking work, then the boundaries. The decoder is the mirror image; there is no residual around the chunks, it would
 make the picture trivial.
 
-Shape suffixes: U distinct frames, n frames, P patches, V values of a patch, K chunks of the fullest frame, D width d0.
+Shape suffixes: U distinct frames, n frames, P patches, V values of a patch, K chunks of the fullest frame, D width d0,
+E width d1, Z latent width, R readers.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class FrameStage(nn.Module):
 
     fixed_start: Tensor
 
-    def __init__(self, config: ModelConfig, latent_parameters: int) -> None:
+    def __init__(self, config: ModelConfig, latent_parameters: int, latent_width: int) -> None:
         super().__init__()
         frame = config.frame
         self.patches = Patches(config.observation, frame.patch)
@@ -116,11 +117,16 @@ class FrameStage(nn.Module):
         else:
             self.max_chunks = round(frame.chunks)
         self.register_buffer("fixed_start", torch.arange(round(frame.chunks)) * P // round(frame.chunks))
-        # The first patch of a chunk cannot know where the chunk will end, so its vector also pools the whole span.
-        self.posterior = nn.Linear(2 * D, latent_parameters)
+        # The first patch of a chunk cannot know where the chunk will end, so its vector also pools the whole span. A
+        # plain mean would mix a dozen patches in D numbers; each patch is weighed by its place first, in R ways.
+        R = self.readers = frame.readers
+        self.pool_gain = nn.Parameter(torch.randn(P, R, D))
+        self.posterior = nn.Linear((1 + R) * D, latent_parameters)
+        # The way back is its mirror: R vectors a chunk, from which each patch takes what its place makes of them.
+        self.unpack = nn.Linear(latent_width, R * D)
+        self.from_past = nn.Linear(config.causal.width, R * D, bias=False)
+        self.read_gain = nn.Parameter(torch.randn(P, R, D) / R**0.5)
         self.decoder_place = nn.Parameter(torch.randn(P, D) * 0.5)
-        self.decoder_gain = nn.Parameter(torch.ones(P, D))
-        self.from_past = nn.Linear(config.causal.width, D, bias=False)
         self.decoder = Stack(frame.decoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
         self.paint = nn.Linear(D, V)
 
@@ -143,7 +149,8 @@ class FrameStage(nn.Module):
             chunks, routing = self._route(h, weight_U)
         K = chunks.start.shape[1]
         member = F.one_hot(chunks.of_patch, K).to(h.dtype).transpose(1, 2)  # (U, K, P)
-        pooled = member @ h / member.sum(-1, keepdim=True).clamp(min=1)
+        weighed = (h.unsqueeze(2) * self.pool_gain).flatten(2)  # (U, P, R * D)
+        pooled = member @ weighed / member.sum(-1, keepdim=True).clamp(min=1).sqrt()
         return chunks, self.posterior(torch.cat([take(h, chunks.start), pooled], dim=-1)), routing
 
     def _route(self, h_UPD: Tensor, weight_U: Tensor) -> tuple[Chunks, Routing]:
@@ -165,16 +172,16 @@ class FrameStage(nn.Module):
         chunks.gate = straight_through(probability, boundary)
         return chunks, routing
 
-    def decode(self, content_nKD: Tensor, past_nKd: Tensor, chunks: Chunks) -> Tensor:
+    def decode(self, latent_nKZ: Tensor, past_nKE: Tensor, chunks: Chunks) -> Tensor:
         """Paint frames: `(n, P, V)`.
 
         Args:
-            content_nKD: the latent of each chunk, embedded.
-            past_nKd: y of the token that predicted each chunk (zeros where the past is withheld).
+            latent_nKZ: the latent of each chunk.
+            past_nKE: y of the token that predicted each chunk (zeros where the past is withheld).
             chunks: where they are.
         """
-        x = take(content_nKD + self.from_past(past_nKd), chunks.of_patch)
+        x = take(self.unpack(latent_nKZ) + self.from_past(past_nKE), chunks.of_patch)  # (n, P, R * D)
+        x = (x.unflatten(-1, (self.readers, -1)) * self.read_gain).sum(2)
         if chunks.gate is not None:
             x = x * chunks.gate.unsqueeze(-1).to(x.dtype)
-        # All patches of a chunk get the same vector; the gain lets each read its own part of it.
-        return self.paint(self.decoder(x * self.decoder_gain + self.decoder_place))
+        return self.paint(self.decoder(x + self.decoder_place))

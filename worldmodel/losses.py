@@ -104,14 +104,23 @@ def reconstruction_loss(
 ) -> Tensor:
     """Absolute error of some of the frames, summed over a frame: squares would leave tiles blurred for long."""
     B, T = batch.index.shape
-    n = max(1, round(config.decode_share * B * T))
-    rows = torch.randperm(B * T, generator=generator)[:n].to(batch.index.device)
-    with_past = (torch.rand(n, generator=generator) >= config.withhold_past).to(rows.device)
+    rows = _some_distinct(batch, max(1, round(config.decode_share * B * T)), generator)
+    with_past = (torch.rand(len(rows), generator=generator) >= config.withhold_past).to(rows.device)
     past = seen.y[:, :, :-1].flatten(0, 1)[rows] * with_past[:, None, None]
-    painted = model.frame_stage.decode(seen.content.flatten(0, 1)[rows], past, seen.chunks.rows(rows))
+    painted = model.frame_stage.decode(seen.latent.flatten(0, 1)[rows], past, seen.chunks.rows(rows))
     target = seen.patches[batch.index.flatten()[rows]]
     same_shape(painted, target)
     return (painted - target).abs().sum((1, 2)).mean()
+
+
+def _some_distinct(batch: Batch, n: int, generator: torch.Generator) -> Tensor:
+    """Up to n positions of the flat batch, no frame twice: what is seen all the time needs no more paint."""
+    shuffled = torch.randperm(batch.index.numel(), generator=generator).to(batch.index.device)
+    which = batch.index.flatten()[shuffled]
+    place = torch.arange(len(which), device=which.device)
+    earliest = torch.full((len(batch.frames),), len(which), device=which.device)
+    earliest = earliest.scatter_reduce(0, which, place, "amin").sort().values[:n]
+    return shuffled[earliest]
 
 
 def _latent_kl(model: WorldModel, seen: Pass, free_nats: float) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class Pass:
         patches: `(U, P, V)` targets of the distinct frames.
         frame_chunks: the chunks of the distinct frames; `chunks` the same for every frame, rows flat `(B * T, ...)`.
         posterior: `(B, T, K, parameters)`.
-        content: `(B, T, K, D)` embedded samples of the latents.
+        latent: `(B, T, K, Z)` samples.
         y: `(B, T, 1 + K, E)`, at F_t and at each chunk token; `past` = `y[:, :, :K]` predicts the chunks.
         y_last: `(B, T, E)`, at the last token of each frame.
         routing: what the routers said, by stage; absent where boundaries are fixed.
@@ -54,7 +54,7 @@ class Pass:
     frame_chunks: Chunks
     chunks: Chunks
     posterior: Tensor
-    content: Tensor
+    latent: Tensor
     y: Tensor
     y_last: Tensor
     routing: dict[str, Routing]
@@ -73,7 +73,7 @@ class StepOutput:
         chunks: `(B,)` int64, chunks in the frame.
         starts: `(B, K)` int64, their first patches, -1 where absent.
         start_entropy: `(B,)` nats of choosing the starts, summed over the frame.
-        content, past: `(B, K, D)` and `(B, K, E)`, all that `decode` needs.
+        latent, past: `(B, K, Z)` and `(B, K, E)`, all that `decode` needs.
     """
 
     feature: Tensor
@@ -84,7 +84,7 @@ class StepOutput:
     chunks: Tensor
     starts: Tensor
     start_entropy: Tensor
-    content: Tensor
+    latent: Tensor
     past: Tensor
 
     def __getitem__(self, rows: Tensor | slice) -> StepOutput:
@@ -99,7 +99,7 @@ class WorldModel(nn.Module):
         self.config = config
         d0, d1 = config.frame.width, config.causal.width
         self.latent = make_latent(config.latent)
-        self.frame_stage = FrameStage(config, self.latent.parameters)
+        self.frame_stage = FrameStage(config, self.latent.parameters, self.latent.width)
         P = self.frame_stage.patches.count
         self.embed_latent = nn.Linear(self.latent.width, d0)
         self.embed_start = nn.Parameter(torch.randn(P, d0) * 0.1)
@@ -146,7 +146,8 @@ class WorldModel(nn.Module):
         word = torch.stack(
             [noise.row_hash(key[:, None], torch.arange(T, device=key.device), k) for k in range(K)], dim=-1
         )
-        content = self.embed_latent(self.latent.sample(posterior, word)) + self.embed_start[start]
+        latent = self.latent.sample(posterior, word)
+        content = self.embed_latent(latent) + self.embed_start[start]
         before = torch.cat([start[..., :1], start[..., :-1]], dim=-1)
         tokens = content + self.embed_length[(start - before) * valid]
 
@@ -172,7 +173,7 @@ class WorldModel(nn.Module):
         y_last = y.gather(2, valid.sum(2)[..., None, None].expand(-1, -1, 1, y.shape[-1])).squeeze(2)
         said = {"frame": routing, "causal": causal_routing}
         said = {name: r for name, r in said.items() if r is not None}
-        return Pass(patches, frame_chunks, chunks, posterior, content, y, y_last, said)
+        return Pass(patches, frame_chunks, chunks, posterior, latent, y, y_last, said)
 
     # ---- one frame at a time --------------------------------------------------------------------------------------
 
@@ -245,7 +246,7 @@ class WorldModel(nn.Module):
         limit = seen[0].start.shape[1] if seen else self.frame_stage.max_chunks
         last = torch.full((B,), -1, device=self.device)
         entropy = torch.zeros(B, device=self.device)
-        contents, pasts, starts = [], [], []
+        latents, contents, pasts, starts = [], [], [], []
         for k in range(limit):
             if seen:
                 chunks, posterior = seen
@@ -262,6 +263,7 @@ class WorldModel(nn.Module):
             z = self.latent.mode(parameters) if greedy else self.latent.sample(parameters, word)
             content = self.embed_latent(z) + self.embed_start[start]
             length = (start - last) * active if k else torch.zeros_like(start)
+            latents.append(z)
             contents.append(content)
             pasts.append(y)
             starts.append(torch.where(active, start, -1))
@@ -281,7 +283,16 @@ class WorldModel(nn.Module):
         memory["step"], memory["feature"] = step + 1, feature
         reward, reward_mean, terminated, probability = self._outcome(y, key, step, greedy)
         output = StepOutput(
-            feature, reward, reward_mean, terminated, probability, count[:, 0], start, entropy, content, past
+            feature,
+            reward,
+            reward_mean,
+            terminated,
+            probability,
+            count[:, 0],
+            start,
+            entropy,
+            torch.stack(latents, 1),
+            past,
         )
         return DreamState(memory), output
 
@@ -309,4 +320,4 @@ class WorldModel(nn.Module):
         """The frames of `observe` or `imagine`: `(B, *observation shape)` in the observation's dtype."""
         start = output.starts
         chunks = Chunks.at(start.clamp(min=0), start >= 0, self.frame_stage.patches.count)
-        return self.frame_stage.patches.inverse(self.frame_stage.decode(output.content, output.past, chunks))
+        return self.frame_stage.patches.inverse(self.frame_stage.decode(output.latent, output.past, chunks))
