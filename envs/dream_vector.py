@@ -268,21 +268,19 @@ class DreamVectorEnv(VectorEnv):
         """Put the rows where `rows` is True at new starts, each drawn by its own generator."""
         if not rows.any():
             return
-        keys = np.zeros(self.num_envs, dtype=np.int64)
-        for row in np.flatnonzero(rows):
-            generator = self._generator(int(row))
-            self._start[row] = generator.integers(len(self._starts))
-            keys[row] = draw_key(generator)
-        device = self.model.device
-        mask, start = torch.from_numpy(rows).to(device), torch.from_numpy(self._start).to(device)
-        fresh = self._starts.state[start].reseed(torch.from_numpy(keys).to(device))
+        index = np.flatnonzero(rows)
+        generators = [self._generator(int(row)) for row in index]
+        self._start[index] = [generator.integers(len(self._starts)) for generator in generators]
+        keys = torch.tensor([draw_key(generator) for generator in generators])
+        fresh = self._starts.state[torch.from_numpy(self._start[index])].reseed(keys)
         if self._state is None or rows.all():
             self._state, self._out = fresh, None
             self._observations = self._starts.frames[self._start]
         else:
-            self._state = fresh.where(mask, self._state)
+            at, old = torch.from_numpy(index).to(self.model.device), self._state.tensors
+            self._state = DreamState({n: value.index_copy(0, at, fresh.tensors[n]) for n, value in old.items()})
             if self._observations is not None:
-                self._observations[rows] = self._starts.frames[self._start[rows]]
+                self._observations[index] = self._starts.frames[self._start[index]]
         self._elapsed[rows] = 0
         self._ended[rows] = False
 
