@@ -136,7 +136,6 @@ def burn_in(model: WorldModel, contexts: Contexts, seed: int = 0) -> tuple[Dream
     state = model.initial_state(len(contexts), seed=seed)
     for t in range(length - int(contexts.valid.max()), length):
         begun = begin <= t
-        # A row that has not begun may see anything: its state is put back, noise counter included.
-        seen, out = model.observe(state, actions[:, t], frames[:, t], first[:, t] | ~begun)
-        state = seen.where(begun, state)
+        seen, out = model.observe(state, actions[:, t], frames[:, t], first[:, t])
+        state = seen.where(begun, state)  # what a row saw before it began is forgotten, its noise not used up
     return state, out

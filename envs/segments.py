@@ -103,15 +103,15 @@ class FrameTable:
         """The episode that each position lies in."""
         return np.searchsorted(self.begin, position, side="right") - 1
 
-    def gather(self, positions: np.ndarray, start: np.ndarray) -> Batch:
-        """The batch of the frames at `positions`.
+    def gather(self, positions: np.ndarray) -> Batch:
+        """The batch of the frames at `positions` `(B, T)`.
 
-        Args:
-            positions: `(B, T)`.
-            start: `(B, T)` bool, where a piece of an episode begins.
+        A row's first piece may begin anywhere in an episode, its others begin where an episode does.
         """
         distinct, index = np.unique(self.index[positions], return_inverse=True)
         first = self.first[positions]
+        start = first.copy()
+        start[:, 0] = True
         return Batch(
             frames=torch.from_numpy(self.frames[distinct]),
             index=torch.from_numpy(index.reshape(positions.shape).astype(np.int64)),
@@ -119,7 +119,7 @@ class FrameTable:
             reward=torch.from_numpy(self.reward[positions]),
             terminated=torch.from_numpy(self.terminated[positions]),
             first=torch.from_numpy(first),
-            start=torch.from_numpy(start | first),
+            start=torch.from_numpy(start),
         )
 
 
@@ -154,9 +154,7 @@ class Segments:
 
     def sample(self) -> Batch:
         """The next batch."""
-        rows = [self._row(int(begin)) for begin in self._begins()]
-        positions, starts = zip(*rows)
-        return self.table.gather(np.stack(positions), np.stack(starts))
+        return self.table.gather(np.stack([self._row(begin) for begin in self._begins()]))
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's random state: with it, the same batches follow."""
@@ -178,18 +176,13 @@ class Segments:
             begins = np.where(aimed, np.maximum(event - back, episode_begin), begins)
         return begins
 
-    def _row(self, begin: int) -> tuple[np.ndarray, np.ndarray]:
-        """The positions of one row and where its pieces begin, `(T,)` each."""
+    def _row(self, begin: int) -> np.ndarray:
+        """The `(T,)` positions of the row that begins there."""
         table = self.table
-        positions, starts = np.empty(self.length, np.int64), np.zeros(self.length, bool)
-        end = table.begin[table.episode_of(begin) + 1]
-        filled = 0
-        while True:
-            count = min(end - begin, self.length - filled)
-            positions[filled : filled + count] = np.arange(begin, begin + count)
-            starts[filled] = True
-            filled += count
-            if filled == self.length:
-                return positions, starts
+        pieces = [np.arange(begin, table.begin[table.episode_of(begin) + 1])]
+        missing = self.length - len(pieces[0])
+        while missing > 0:
             episode = self.rng.integers(table.num_episodes)
-            begin, end = table.begin[episode], table.begin[episode + 1]
+            pieces.append(np.arange(table.begin[episode], table.begin[episode + 1]))
+            missing -= len(pieces[-1])
+        return np.concatenate(pieces)[: self.length]
