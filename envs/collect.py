@@ -44,6 +44,8 @@ def collect(
     Raises:
         UserError: the store is of another environment, or the environment cannot be made.
     """
+    if num_envs < 1:
+        raise UserError(f"num_envs must be at least 1, not {num_envs}")
     spec = spec_of(env) if isinstance(env, str) else env
     store = open_or_create(out, spec)
     if store.steps >= steps:

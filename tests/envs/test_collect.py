@@ -55,6 +55,11 @@ def test_another_environment_is_refused(tmp_path):
         collect("CartPole-v1", tmp_path, 20, progress=False)
 
 
+def test_no_environments_are_refused(tmp_path):
+    with pytest.raises(UserError, match="num_envs"):
+        collect(last_action_env.ID, tmp_path, 10, num_envs=0)
+
+
 def test_a_spec_collects_what_it_describes(tmp_path):
     store = collect(spec_of("CartPole-v1", max_episode_steps=5), tmp_path, 40, progress=False)
     assert store.codec == "npz" and max(entry["length"] for entry in store.index) == 5
