@@ -27,10 +27,10 @@ venv = gymnasium.make_vec("worldmodel/Dream-v0", num_envs=64, checkpoint=run)
 venv.reset(seed=0)
 venv.action_space.seed(0)
 episodes, began = 0, time.perf_counter()
-for _ in range(50):
+for _ in range(20):
     observations, rewards, terminated, truncated, infos = venv.step(venv.action_space.sample())
     episodes += int((terminated | truncated).sum())  # rows restart by themselves; the last frame is infos["final_obs"]
-print(f"64 dreams: {64 * 50 / (time.perf_counter() - began):.0f} steps/s, {episodes} episodes ended")
+print(f"64 dreams: {64 * 20 / (time.perf_counter() - began):.0f} steps/s, {episodes} episodes ended")
 
 # A dream can be kept and gone on from twice: here with the same chance, but a different action.
 observation, info = env.reset(seed=1)

@@ -34,18 +34,20 @@ def load(run: str | PathLike[str], device: str = "cpu") -> WorldModel:
     return importlib.import_module("worldmodel.checkpoint").load_model(run, device=device)
 
 
-def load_agent(run: str | PathLike[str], device: str = "cpu") -> Any:
+def load_agent(run: str | PathLike[str], device: str = "cpu", *, greedy: bool = False, seed: int = 0) -> Any:
     """The agent of a run folder: `action, memory = agent.act(observation, memory)`, in any env with the run's spaces.
 
     Args:
         run: a run folder with an `agent.safetensors`, as `worldmodel dream` writes it.
         device: where its weights go.
+        greedy: always the most likely action, in place of a sampled one.
+        seed: of what it samples.
 
     Raises:
         UserError: the folder or a file in it is missing or damaged.
     """
     # By name, because agents stand above this package: nothing here may depend on them.
-    return importlib.import_module("worldmodel.agents.policy").load_agent(run, device=device)
+    return importlib.import_module("worldmodel.agents.policy").Agent.load(run, device, greedy=greedy, seed=seed)
 
 
 def __getattr__(name: str) -> Any:
