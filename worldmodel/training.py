@@ -74,7 +74,9 @@ class Trainer:
         self.config = config or TrainConfig()
         self.update = 0
         self.parameters = list(model.parameters())
-        self.averaged = [p.detach().clone() for p in self.parameters]
+        # Buffers are averaged as well: a router's last quantile does not fit averaged weights (5 times too many chunks).
+        self.current = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}  # shares memory
+        self.averaged = [t.clone() for t in self.current.values()]
         # Matrices decay; norms, biases, A_log, D, dt_bias and learned vectors (fewer than two axes) do not.
         groups = [
             {"params": [p for p in self.parameters if p.dim() >= 2], "weight_decay": self.config.weight_decay},
@@ -158,7 +160,7 @@ class Trainer:
         # A plain average at first, so that the start is forgotten soon.
         decay = min(self.config.average, self.update / (self.update + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(self.averaged, self.parameters, 1 - decay)
+            torch._foreach_lerp_(self.averaged, list(self.current.values()), 1 - decay)
         return notes
 
     def averaged_model(self) -> WorldModel:
@@ -168,8 +170,7 @@ class Trainer:
         return model.eval().requires_grad_(False)
 
     def _weights(self) -> dict[str, Tensor]:
-        named = dict(zip([name for name, _ in self.model.named_parameters()], self.averaged))
-        return self.model.state_dict() | named
+        return self.model.state_dict() | dict(zip(self.current, self.averaged))
 
     def save(self) -> None:
         """Write `trainer.pt`, then the averaged weights; each is whole or absent."""
