@@ -115,7 +115,7 @@ class Router(nn.Module):
         if not chosen.any():
             return
         self.passes += 1
-        # Early in training p drifts within a few updates, and a slower average would hold the rate of the past: with one
+        # Early in training p drifts within a few updates, and a slow average would hold the rate of the past: with one
         # over 100 passes the chunks went from 3.5 times to none of the wanted ones and then to twice as many.
         step = (1.0 / self.passes).clamp(min=0.5)
         share = weight[chosen] / weight[chosen].sum()

@@ -74,7 +74,7 @@ class Trainer:
         self.config = config or TrainConfig()
         self.update = 0
         self.parameters = list(model.parameters())
-        # Buffers are averaged as well: a router's last quantile does not fit averaged weights (5 times too many chunks).
+        # Buffers are averaged too: a router's last quantile does not fit averaged weights (0 to 5 times the chunks).
         self.current = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}  # shares memory
         self.averaged = [t.clone() for t in self.current.values()]
         # Matrices decay; norms, biases, A_log, D, dt_bias and learned vectors (fewer than two axes) do not.
