@@ -49,6 +49,8 @@ class Attention(nn.Module):
         super().__init__()
         if width % heads or (width // heads) % 4:
             raise ValueError(f"attention: width {width} does not split into {heads} heads of a multiple of 4")
+        if causal and window < 1:
+            raise ValueError(f"attention: a window of {window} positions sees nothing, not even the present")
         self.heads, self.causal, self.window = heads, causal, window
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
