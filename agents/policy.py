@@ -145,6 +145,3 @@ class Agent:
         state = memory.state.reseed(keys).where(rows, memory.state)
         steps = torch.where(rows, 0, memory.steps)
         return Memory(state, memory.action, keys, steps, memory.episodes + int(begins.sum()))
-
-
-load_agent = Agent.load  # what `worldmodel.load_agent` calls

@@ -90,11 +90,13 @@ class AgentTrainer:
         ends = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
         saved = time.monotonic()
         metrics: dict[str, float] = {}
+        done = 0
         writer = self._writer()
         bar = tqdm(total=updates, desc="agent", unit="update", disable=None)
         try:
-            while bar.n < (updates if updates is not None else float("inf")) and time.monotonic() < ends:
+            while done < (updates if updates is not None else float("inf")) and time.monotonic() < ends:
                 metrics = self.update(starts)
+                done += 1
                 bar.update()
                 bar.set_postfix({"dream return": f"{metrics['return']:.3f}", "entropy": f"{metrics['entropy']:.2f}"})
                 if writer is not None:
