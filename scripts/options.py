@@ -1,0 +1,75 @@
+"""Options that several commands share, and what they are turned into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from worldmodel.errors import UserError
+
+# Nothing heavy is imported at the top of these files: `worldmodel --help` has to answer at once.
+
+# Options that may be left out: the sentence below each says what happens then.
+MaybeInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+MaybeFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+MaybeStr = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")]
+MaybePath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+MaybeNames = Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[STR ...]", help_behavior_hint="")]
+
+
+@dataclass(kw_only=True)
+class Common:
+    """Options of every command."""
+
+    seed: int = 0
+    """Everything left to chance follows from it."""
+    device: str = "auto"
+    """Where networks run: cpu, cuda, cuda:1, or auto for a GPU if there is one."""
+
+
+def choose_device(name: str) -> str:
+    """The device called `name`, tried out.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used here ({reason}): try --device cpu") from error
+    return name
+
+
+def require_positive(args: Common, *names: str) -> None:
+    """Refuse options that count something and are not above zero; None is no number and passes.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+
+
+def given(args: Common, cls: type) -> dict[str, Any]:
+    """Those options (not None) that have the name of a field of the dataclass `cls`."""
+    return {f.name: v for f in fields(cls) if (v := getattr(args, f.name, None)) is not None}
+
+
+def require_run(run: Path) -> None:
+    """Refuse a folder that is not there before anything slow begins.
+
+    Raises:
+        UserError: naming it.
+    """
+    if not run.is_dir():
+        raise UserError(f"there is no run folder {run}: make one with `worldmodel train --data DIR --out {run}`")
