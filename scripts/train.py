@@ -1,0 +1,198 @@
+"""`worldmodel train`: a world model from an episode store, into a run folder that can be stopped and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from worldmodel.errors import UserError
+from worldmodel.scripts.options import Common, MaybeFloat, MaybeInt, MaybeStr, choose_device, given, require_positive
+
+if TYPE_CHECKING:
+    from worldmodel.config import ModelConfig
+    from worldmodel.envs.store import EpisodeStore
+
+# How a run was begun: what --resume goes on with, and where `worldmodel dream` finds the episodes.
+RECORD_FILE = "training.json"
+DEFAULT_MINUTES = 10.0
+
+
+@dataclass(kw_only=True)
+class Train(Common):
+    """Train a world model on collected episodes.
+
+    Ctrl-C saves; --resume goes on exactly where it stopped, and options that are not given again stay as they were.
+    """
+
+    data: Path
+    """Folder of episodes, from `worldmodel collect` or `worldmodel import`."""
+    out: Path
+    """The run folder."""
+    preset: MaybeStr = None
+    """Size of the model: tiny (the default) or small."""
+    boundary: Annotated[
+        Literal["stride", "learned"] | None, tyro.conf.arg(metavar="{stride,learned}", help_behavior_hint="")
+    ] = None
+    """Where chunks start: at a fixed stride, or where a learned router puts them. The preset's if not given."""
+    chunks: MaybeFloat = None
+    """Chunks a frame: exact for stride, the target of the mean for learned. The preset's if not given."""
+    updates: MaybeInt = None
+    """Stop after so many updates, counted from the run's beginning."""
+    minutes: MaybeFloat = None
+    """Stop after so many minutes of this call; 10 if --updates is not given either."""
+    resume: bool = False
+    """Go on with a run that was begun before."""
+    batch_size: MaybeInt = None
+    """Rows an update; 4 if not given."""
+    length: MaybeInt = None
+    """Frames a row; 32 if not given. It should be longer than the window that attention looks back on."""
+    learning_rate: MaybeFloat = None
+    """Constant after a short warm-up; 3e-3 if not given."""
+    end_share: MaybeFloat = None
+    """Share of the rows drawn so that they hold an episode's end or a rare reward; 0.25 if not given."""
+    save_every: MaybeInt = None
+    """Updates between checkpoints, the most that a crash can cost; 200 if not given."""
+    report_every: int = 1000
+    """Updates between open-loop videos in TensorBoard."""
+
+
+def run(args: Train) -> None:
+    """Train, and say where things are."""
+    names = ("updates", "minutes", "batch_size", "length", "learning_rate", "save_every", "report_every", "chunks")
+    require_positive(args, *names)
+    from worldmodel.envs.store import EpisodeStore
+
+    store = EpisodeStore.open(args.data)
+    _refuse_overwriting(args)
+    update = train(args, store)
+    print(
+        f"{args.out} holds a world model after {update} updates; watch it with "
+        f"`tensorboard --logdir {args.out / 'tensorboard'}`.\nNext: worldmodel dream --run {args.out}"
+    )
+
+
+def go_on(args: Train) -> str:
+    """What to do after Ctrl-C."""
+    return f"{args.out} is saved; give --resume to go on."
+
+
+def train(args: Train, store: EpisodeStore) -> int:
+    """Train as `args` say; returns how many updates the run has now."""
+    import torch
+
+    from worldmodel.checkpoint import save_config
+    from worldmodel.envs.contexts import choose_contexts, save_contexts
+    from worldmodel.envs.segments import FrameTable, Segments
+    from worldmodel.envs.starts import CONTEXTS_FILE
+    from worldmodel.model import WorldModel
+    from worldmodel.scripts.report import Reporter
+    from worldmodel.training import TrainConfig, Trainer
+
+    device = choose_device(args.device)
+    # What was begun is gone on with, also if it was killed before the first checkpoint.
+    resuming = args.resume and (args.out / "trainer.pt").exists()
+    config = _resumed_config(args, store) if args.resume else _new_config(args, store)
+    record = read_record(args.out) if args.resume else {}
+    settings = {**record.get("options", {}), **given(args, TrainConfig)}
+    training = dataclasses.replace(TrainConfig(), **settings)
+    table = FrameTable.from_store(store)
+    if (longest := max(table.begin[1:] - table.begin[:-1])) < 2:
+        raise UserError(f"the episodes in {args.data} have no steps to learn from (the longest has {longest} frame)")
+
+    torch.manual_seed(args.seed)
+    try:
+        model = WorldModel(config).to(device)
+    except ValueError as error:
+        raise UserError(f"such a model cannot be built: {error}") from error
+    if config.observation.kind == "vector":
+        model.frame_stage.patches.fit(torch.from_numpy(table.frames).to(device))
+    batches = Segments(table, training.batch_size, training.length, seed=args.seed, end_share=training.end_share)
+    trainer = Trainer(model, batches, args.out, training, seed=args.seed)
+    if resuming:
+        trainer.resume()
+    else:
+        args.out.mkdir(parents=True, exist_ok=True)
+        save_contexts(args.out / CONTEXTS_FILE, choose_contexts(table, seed=args.seed))
+        save_config(args.out, config, store.environment)
+    _write_record(args, record.get("preset", args.preset or "tiny"), settings)
+    minutes = DEFAULT_MINUTES if args.updates is None and args.minutes is None else args.minutes
+    trainer.train(
+        updates=args.updates, minutes=minutes, report=Reporter(table, args.seed), report_every=args.report_every
+    )
+    return trainer.update
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """What `training.json` says; nothing if the run has none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = run / RECORD_FILE
+    try:
+        content = json.loads(path.read_text())
+        return {"data": str(content["data"]), "preset": content["preset"], "options": dict(content["options"])}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): delete it, and give the options of training again") from error
+
+
+def _write_record(args: Train, preset: str, options: dict[str, Any]) -> None:
+    from worldmodel.checkpoint import write_atomically
+
+    # Relative, so that a run and its data can be moved together.
+    data = os.path.relpath(args.data, args.out)
+    content = {"format_version": 1, "data": data, "preset": preset, "options": options}
+    write_atomically(args.out / RECORD_FILE, json.dumps(content, indent=1).encode())
+
+
+def _refuse_overwriting(args: Train) -> None:
+    from worldmodel.checkpoint import CONFIG_FILE, MODEL_FILE
+
+    trained = [name for name in ("trainer.pt", MODEL_FILE) if (args.out / name).exists()]
+    if trained and not args.resume:
+        raise UserError(f"{args.out} holds a trained run already: give --resume to go on with it, or another --out")
+    if args.resume and not (args.out / CONFIG_FILE).exists():
+        raise UserError(f"{args.out} holds no run that could be resumed: train without --resume")
+
+
+def _new_config(args: Train, store: EpisodeStore) -> ModelConfig:
+    from worldmodel.config import preset
+    from worldmodel.envs.spaces import action_spec, observation_spec
+
+    try:
+        observation, action = observation_spec(store.observation_space), action_spec(store.action_space)
+        config = preset(args.preset or "tiny", observation, action)
+        return dataclasses.replace(config, frame=dataclasses.replace(config.frame, **_frame_options(args)))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _resumed_config(args: Train, store: EpisodeStore) -> ModelConfig:
+    """The run's own config, if nothing that is asked for contradicts it."""
+    from worldmodel.checkpoint import load_config, load_environment
+
+    config, environment = load_config(args.out), load_environment(args.out)
+    for key in ("id", "wrappers", "observation_space", "action_space"):
+        if environment.get(key) != store.environment.get(key):
+            raise UserError(
+                f"{args.out} was trained with {key} = {environment.get(key)!r}, but {args.data} has "
+                f"{store.environment.get(key)!r}: resume with data of the same environment"
+            )
+    asked = {"preset": args.preset, **_frame_options(args)}
+    begun = {"preset": read_record(args.out).get("preset", args.preset), **dataclasses.asdict(config.frame)}
+    for name, value in asked.items():
+        if value is not None and value != begun[name]:
+            raise UserError(f"{args.out} was begun with --{name} {begun[name]}, not {value}: leave it out to resume")
+    return config
+
+
+def _frame_options(args: Train) -> dict[str, Any]:
+    return {name: v for name in ("boundary", "chunks") if (v := getattr(args, name)) is not None}
