@@ -1,0 +1,156 @@
+"""`worldmodel dream`: an agent trained inside the world model's imagination, without one more real step."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worldmodel.errors import UserError
+from worldmodel.scripts.options import (
+    Common,
+    MaybeFloat,
+    MaybeInt,
+    MaybePath,
+    choose_device,
+    given,
+    require_positive,
+    require_run,
+)
+from worldmodel.scripts.train import read_record
+
+if TYPE_CHECKING:
+    from worldmodel.agents.actor_critic import AgentConfig
+    from worldmodel.model import WorldModel
+    from worldmodel.state import DreamState
+
+DEFAULT_MINUTES = 5.0
+BURN_IN_ROWS = 256  # contexts burnt in side by side
+
+
+@dataclass(kw_only=True)
+class Dream(Common):
+    """Train an agent in a run's world model.
+
+    Dreams begin at moments of the episodes that the model was trained on. Ctrl-C saves; --resume goes on.
+    """
+
+    run: Path
+    """The run folder, with a trained world model; the agent is written into it."""
+    data: MaybePath = None
+    """Episodes whose moments dreams begin at; those that the run was trained on if not given."""
+    updates: MaybeInt = None
+    """Stop after so many updates, counted from the beginning."""
+    minutes: MaybeFloat = None
+    """Stop after so many minutes of this call; 5 if --updates is not given either."""
+    resume: bool = False
+    """Go on with the run's agent."""
+    starts: int = 1024
+    """Moments to begin at, half of them beginnings of episodes."""
+    dreams: MaybeInt = None
+    """Dreams side by side in an update; 256 if not given."""
+    horizon: MaybeInt = None
+    """Steps of a dream; 15 if not given."""
+    learning_rate: MaybeFloat = None
+    """1e-3 if not given."""
+    entropy: MaybeFloat = None
+    """Weight of the entropy bonus; 3e-4 if not given."""
+    discount: MaybeFloat = None
+    """Discount a step; 0.99 if not given."""
+
+
+def run(args: Dream) -> None:
+    """Train the agent, and say where it is."""
+    require_positive(args, "updates", "minutes", "starts", "dreams", "horizon", "learning_rate")
+    require_run(args.run)
+    updates = train_agent(args)
+    print(
+        f"{args.run} holds an agent after {updates} updates.\nNext: worldmodel evaluate --run {args.run} --episodes 100"
+    )
+
+
+def go_on(args: Dream) -> str:
+    """What to do after Ctrl-C."""
+    return f"The agent in {args.run} is saved; give --resume to go on."
+
+
+def train_agent(args: Dream) -> int:
+    """Train as `args` say; returns how many updates the agent has now."""
+    import torch
+
+    from worldmodel.agents.actor_critic import ActorCritic
+    from worldmodel.agents.checkpoint import AGENT_FILE, TRAINER_FILE
+    from worldmodel.agents.training import AgentTrainer
+    from worldmodel.checkpoint import load_model
+
+    device = choose_device(args.device)
+    begun = (args.run / TRAINER_FILE).exists()
+    if not args.resume and (begun or (args.run / AGENT_FILE).exists()):
+        raise UserError(f"{args.run} holds an agent already: give --resume to go on with it, or copy the run")
+    if args.resume and not begun:
+        raise UserError(f"{args.run} holds no agent that could be resumed: run without --resume")
+    model = load_model(args.run, device)
+    torch.manual_seed(args.seed)
+    agent = ActorCritic(model.feature_width, model.config.action, _agent_config(args)).to(device)
+    trainer = AgentTrainer(model, agent, args.run, seed=args.seed, resume=args.resume)
+    more = None if args.updates is None else args.updates - int(agent.updates)
+    if more is None or more > 0:
+        minutes = DEFAULT_MINUTES if more is None and args.minutes is None else args.minutes
+        starts = start_states(model, args.run, args.data, args.starts, args.seed)
+        try:
+            trainer.train(starts, updates=more, minutes=minutes)
+        except KeyboardInterrupt:
+            trainer.save()
+            raise
+    return int(agent.updates)
+
+
+def start_states(model: WorldModel, run: Path, data: Path | None, count: int, seed: int) -> DreamState:
+    """States of real moments, one a row.
+
+    Args:
+        model: of the run.
+        run: its folder.
+        data: episodes to draw from; None takes those that the run was trained on, or, where they are gone, the few
+            contexts that every run carries.
+        count: moments.
+        seed: of the choice.
+    """
+    from worldmodel.checkpoint import load_environment
+    from worldmodel.envs.contexts import burn_in, choose_contexts, load_contexts
+    from worldmodel.envs.segments import FrameTable
+    from worldmodel.envs.starts import CONTEXTS_FILE
+    from worldmodel.envs.store import EpisodeStore
+    from worldmodel.state import DreamState
+
+    recorded = read_record(run).get("data")
+    folder = data or (run / recorded if recorded else None)
+    if folder is not None and (data or (folder / "index.json").exists()):
+        store, environment = EpisodeStore.open(folder), load_environment(run)
+        for space in ("observation_space", "action_space"):
+            if store.environment[space] != environment.get(space):
+                raise UserError(
+                    f"{folder} has another {space} than the run {run}: dream from episodes of its environment"
+                )
+        contexts = choose_contexts(FrameTable.from_store(store), count=count, seed=seed)
+    else:
+        contexts = load_contexts(run / CONTEXTS_FILE)
+        if folder is not None:
+            warnings.warn(
+                f"the episodes in {folder} are gone, so dreams begin at the {len(contexts)} contexts of the run only",
+                stacklevel=2,
+            )
+    parts = range(0, len(contexts), BURN_IN_ROWS)
+    states = [burn_in(model, contexts[i : i + BURN_IN_ROWS], seed=seed + i)[0] for i in parts]
+    return DreamState.cat(states)
+
+
+def _agent_config(args: Dream) -> AgentConfig:
+    """The resumed agent's config, or the usual one, with the options that are given."""
+    from worldmodel.agents.actor_critic import AgentConfig
+    from worldmodel.agents.checkpoint import AGENT_FILE, load_actor_critic
+
+    known = args.resume and (args.run / AGENT_FILE).exists()
+    config = load_actor_critic(args.run).config if known else AgentConfig()
+    return replace(config, **given(args, AgentConfig))
