@@ -15,7 +15,13 @@ from worldmodel.kernels import noise
 
 
 class CategoricalLatent:
-    """`groups` one-hot vectors of `classes` each, with straight-through gradients (DreamerV2)."""
+    """`groups` one-hot vectors of `classes` each.
+
+    What is seen is coded by the most likely classes, without noise; only dreams draw. A sampled posterior leaves small,
+    rare things (a key in the hand) to chance until its doubt is gone, and with its doubt its gradient is gone as well.
+    Taking the best class leaves the distribution soft, and the straight-through gradient alive. docs/design.md has the
+    measurement.
+    """
 
     def __init__(self, config: LatentConfig) -> None:
         self.groups, self.classes, self.unimix = config.groups, config.classes, config.unimix
@@ -24,30 +30,34 @@ class CategoricalLatent:
     def _grouped(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.groups, self.classes))
 
-    def sample(self, logits: Tensor, word: Tensor) -> Tensor:
-        """A one-hot sample of each group, `(..., width)`; `word` `(...)` comes from `noise.row_hash`."""
-        return self._one_hot(logits, noise.gumbel(word, self.width))
+    def _one_hot(self, scores: Tensor) -> Tensor:
+        return F.one_hot(self._grouped(scores).argmax(-1), self.classes).flatten(-2).to(scores.dtype)
 
-    def mode(self, logits: Tensor) -> Tensor:
-        """The most likely class of each group."""
-        return self._one_hot(logits, torch.zeros((), device=logits.device))
-
-    def _one_hot(self, logits: Tensor, gumbel: Tensor) -> Tensor:
-        hard = F.one_hot(self._grouped(logits.detach() + gumbel).argmax(-1), self.classes).flatten(-2).to(logits.dtype)
+    def infer(self, logits: Tensor, word: Tensor) -> Tensor:
+        """The posterior's code, `(..., width)`, with straight-through gradients (DreamerV2); `word` is not used."""
+        hard = self._one_hot(logits.detach())
         if not (torch.is_grad_enabled() and logits.requires_grad):
             return hard
         soft = self._grouped(logits).softmax(-1).flatten(-2)
         return hard + (soft - soft.detach())
 
-    def _mixed(self, logits: Tensor) -> Tensor:
-        # Keeps the KL finite. Never used in sampling: 1% in each of 64 groups would spoil every other frame.
-        p = self._grouped(logits).softmax(-1)
-        return ((1 - self.unimix) * p + self.unimix / self.classes).log()
+    def sample(self, logits: Tensor, word: Tensor) -> Tensor:
+        """A one-hot sample of each group, `(..., width)`; `word` `(...)` comes from `noise.row_hash`."""
+        return self._one_hot(logits + noise.gumbel(word, self.width))
 
-    def kl(self, posterior: Tensor, prior: Tensor) -> Tensor:
-        """KL(posterior | prior) of one chunk in nats, summed over groups: `(...)`."""
-        q, p = self._mixed(posterior), self._mixed(prior)
-        return (q.exp() * (q - p)).sum((-2, -1))
+    def mode(self, logits: Tensor) -> Tensor:
+        """The most likely class of each group."""
+        return self._one_hot(logits)
+
+    def cost(self, code: Tensor, posterior: Tensor, prior: Tensor) -> Tensor:
+        """Nats to tell one chunk's code to somebody who knows the prior: `(...)`, summed over groups.
+
+        The posterior is certain of its code, so -log prior(code) is the KL. A little of the uniform keeps it finite;
+        never in sampling, where 1% in each of 64 groups would spoil every other frame.
+        """
+        p = self._grouped(prior).softmax(-1)
+        log_p = ((1 - self.unimix) * p + self.unimix / self.classes).log()
+        return -(self._grouped(code) * log_p).sum((-2, -1))
 
     def entropy(self, logits: Tensor) -> Tensor:
         """In nats, summed over groups."""
@@ -67,6 +77,9 @@ class GaussianLatent:
         mean, log_std = parameters.chunk(2, dim=-1)
         return mean, 4.0 * torch.tanh(log_std / 4.0)  # keeps the spread within e^-4 .. e^4
 
+    def infer(self, parameters: Tensor, word: Tensor) -> Tensor:
+        return self.sample(parameters, word)
+
     def sample(self, parameters: Tensor, word: Tensor) -> Tensor:
         mean, log_std = self._split(parameters)
         return mean + log_std.exp() * noise.normal(word, self.width).to(mean.dtype)
@@ -74,7 +87,7 @@ class GaussianLatent:
     def mode(self, parameters: Tensor) -> Tensor:
         return self._split(parameters)[0]
 
-    def kl(self, posterior: Tensor, prior: Tensor) -> Tensor:
+    def cost(self, code: Tensor, posterior: Tensor, prior: Tensor) -> Tensor:
         (m, s), (n, t) = self._split(posterior), self._split(prior)
         return (t - s + ((2 * s).exp() + (m - n) ** 2) / (2 * (2 * t).exp()) - 0.5).sum(-1)
 

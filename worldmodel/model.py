@@ -146,7 +146,7 @@ class WorldModel(nn.Module):
         word = torch.stack(
             [noise.row_hash(key[:, None], torch.arange(T, device=key.device), k) for k in range(K)], dim=-1
         )
-        latent = self.latent.sample(posterior, word)
+        latent = self.latent.infer(posterior, word)
         content = self.embed_latent(latent) + self.embed_start[start]
         before = torch.cat([start[..., :1], start[..., :-1]], dim=-1)
         tokens = content + self.embed_length[(start - before) * valid]
@@ -260,7 +260,8 @@ class WorldModel(nn.Module):
             if not everyone and not active.any():
                 break
             word = noise.row_hash(key, step, k)
-            z = self.latent.mode(parameters) if greedy else self.latent.sample(parameters, word)
+            draw = self.latent.infer if seen else self.latent.sample
+            z = self.latent.mode(parameters) if greedy else draw(parameters, word)
             content = self.embed_latent(z) + self.embed_start[start]
             length = (start - last) * active if k else torch.zeros_like(start)
             latents.append(z)
