@@ -77,7 +77,7 @@ class DreamVectorEnv(VectorEnv):
             raise ValueError(f"starts must be one of {', '.join(START_KINDS)}, not {starts!r}")
         world = load_world(checkpoint, device)
         if horizon is None:
-            horizon = world.environment.get("max_episode_steps") or DEFAULT_HORIZON
+            horizon = world.environment.get("episode_limit") or DEFAULT_HORIZON
         if horizon < 1:
             raise ValueError(f"horizon must be at least 1 step, not {horizon}")
         if starts not in world.starts:

@@ -179,9 +179,17 @@ def environment_spec(
         "wrappers": list(default_wrappers(env_id) if wrappers is None else wrappers),
         "kwargs": dict(kwargs),
         "max_episode_steps": max_episode_steps,
+        "episode_limit": episode_limit(env),
         "observation_space": space_to_json(env.observation_space),
         "action_space": space_to_json(env.action_space),
     }
+
+
+def episode_limit(env: gymnasium.Env) -> int | None:
+    """Steps after which `env` truncates an episode: its time limit, or MiniGrid's own `max_steps`; None if unknown."""
+    if env.spec is not None and env.spec.max_episode_steps:
+        return env.spec.max_episode_steps
+    return getattr(env.unwrapped, "max_steps", None)
 
 
 def spec_of(

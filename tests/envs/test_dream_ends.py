@@ -43,11 +43,11 @@ def test_truncated_at_the_horizon_and_never_with_termination(always: str, tmp_pa
 def test_the_horizon_is_the_real_environments_limit(run: str, cartpole: str, tmp_path: Path) -> None:
     copy = shutil.copytree(cartpole, tmp_path / "run")
     config = json.loads((copy / "config.json").read_text())
-    config["environment"]["max_episode_steps"] = 77
+    config["environment"]["episode_limit"] = 77
     (copy / "config.json").write_text(json.dumps(config))
     assert DreamVectorEnv(1, copy).horizon == 77
     assert DreamVectorEnv(1, copy, horizon=5).horizon == 5
-    config["environment"]["max_episode_steps"] = None
+    config["environment"]["episode_limit"] = None
     (copy / "config.json").write_text(json.dumps(config))
     assert DreamVectorEnv(1, copy).horizon == 200  # and the changed file was noticed
 
