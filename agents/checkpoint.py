@@ -57,7 +57,7 @@ def load_actor_critic(run: Path | str, device: torch.device | str = "cpu") -> Ac
         config = AgentConfig.from_dict(json.loads(metadata["config"]))
         agent = ActorCritic(int(metadata["features"]), ActionSpec(**action), config)
         agent.load_state_dict(safetensors.torch.load_file(path))
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} cannot be read as an agent ({error}): train it again, or restore the file") from error
     return agent.to(device)
 
@@ -82,7 +82,7 @@ def load_trainer(run: Path | str, agent: ActorCritic) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         saved = AgentConfig.from_dict(state["config"])
-    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it to train the agent from the start") from error
     if saved != agent.config:
         changed = [k for k, v in agent.config.to_dict().items() if v != state["config"][k]]
