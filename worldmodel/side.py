@@ -24,6 +24,8 @@ def action_vector(action: Tensor, first: Tensor, spec: ActionSpec) -> Tensor:
     Returns:
         `(..., spec.width + 1)` float32: one-hots side by side, or the box scaled to [-1, 1].
     """
+    none = first.unsqueeze(-1)
+    action = action.masked_fill(first if spec.kind == "discrete" else none, 0)
     if spec.kind == "box":
         vector = (2 * (action.float() - spec.low) / (spec.high - spec.low) - 1).clamp(-1, 1)
     elif spec.kind == "discrete":
@@ -31,7 +33,6 @@ def action_vector(action: Tensor, first: Tensor, spec: ActionSpec) -> Tensor:
     else:
         parts = [F.one_hot(action[..., i].long(), size).float() for i, size in enumerate(spec.sizes)]
         vector = torch.cat(parts, dim=-1)
-    none = first.unsqueeze(-1)
     return torch.cat([vector.masked_fill(none, 0.0), none.to(vector.dtype)], dim=-1)
 
 
