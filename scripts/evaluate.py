@@ -139,26 +139,11 @@ def dream_like(run: Path, environment: dict[str, Any], seeds: list[int], device:
     dream = DreamVectorEnv(
         min(num_envs, len(seeds)),
         run,
-        horizon=time_limit(environment),
+        horizon=environment.get("episode_limit"),
         autoreset_mode=AutoresetMode.DISABLED,
         device=device,
     )
     return SameStarts(dream, seeds, first_frames(environment, seeds))
-
-
-def time_limit(environment: dict[str, Any]) -> int | None:
-    """The real environment's longest episode, in steps; None if it has no limit."""
-    from minigrid.minigrid_env import MiniGridEnv
-
-    from worldmodel.envs.make import make_from_spec
-
-    env = make_from_spec(environment)
-    try:
-        if isinstance(env.unwrapped, MiniGridEnv):  # it counts by itself
-            return env.unwrapped.max_steps
-        return env.spec.max_episode_steps if env.spec is not None else None
-    finally:
-        env.close()
 
 
 def table(report: dict[str, Any]) -> str:
