@@ -28,13 +28,14 @@ TRAINER_FILE = "agent_trainer.pt"
 
 def save_actor_critic(run: Path | str, agent: ActorCritic) -> None:
     """Writes `agent.safetensors`: the weights, and in its metadata all that is needed to rebuild the agent."""
-    metadata = {
-        "format_version": str(FORMAT_VERSION),
-        "config": json.dumps(agent.config.to_dict()),
-        "features": str(agent.features),
-        "action": json.dumps(dataclasses.asdict(agent.action)),
+    description = {
+        "format_version": FORMAT_VERSION,
+        "config": agent.config.to_dict(),
+        "features": agent.features,
+        "action": dataclasses.asdict(agent.action),
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in agent.state_dict().items()}
+    metadata = {"agent": json.dumps(description)}  # one entry: safetensors shuffles several, and bits would differ
     write_atomically(Path(run) / AGENT_FILE, safetensors.torch.save(weights, metadata))
 
 
@@ -49,13 +50,15 @@ def load_actor_critic(run: Path | str, device: torch.device | str = "cpu") -> Ac
         raise UserError(f"{path} does not exist: train an agent there first, with `worldmodel dream --run {run}`")
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        if int(metadata["format_version"]) > FORMAT_VERSION:
-            raise UserError(f"{path} has format version {metadata['format_version']}; this worldmodel reads 1")
-        action = json.loads(metadata["action"])
-        action["sizes"] = tuple(action["sizes"])
-        config = AgentConfig.from_dict(json.loads(metadata["config"]))
-        agent = ActorCritic(int(metadata["features"]), ActionSpec(**action), config)
+            description = json.loads((file.metadata() or {})["agent"])
+        version = description["format_version"]
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format version {version}, but this worldmodel reads {FORMAT_VERSION}: update it"
+            )
+        action = description["action"] | {"sizes": tuple(description["action"]["sizes"])}
+        config = AgentConfig.from_dict(description["config"])
+        agent = ActorCritic(description["features"], ActionSpec(**action), config)
         agent.load_state_dict(safetensors.torch.load_file(path))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} cannot be read as an agent ({error}): train it again, or restore the file") from error

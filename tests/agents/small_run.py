@@ -29,7 +29,11 @@ def small_model(environment: dict, seed: int = 0) -> WorldModel:
         causal=CausalConfig(width=64, encoder_layers="m1", decoder_layers="m1", heads=2),
         main=MainConfig(width=96, layers="m1T1", heads=2, window=6),
     )
-    return WorldModel(config).eval().requires_grad_(False)
+    model = WorldModel(config).eval().requires_grad_(False)
+    for weight in model.parameters():
+        if weight.ndim == 2 and not weight.any():
+            torch.nn.init.normal_(weight, std=0.1)  # else an untrained model ignores actions and promises nothing
+    return model
 
 
 def fresh_agent(model: WorldModel, config: AgentConfig = SMALL, seed: int = 1) -> ActorCritic:
