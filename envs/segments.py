@@ -136,10 +136,21 @@ class Segments:
         length: frames a row, `T`.
         seed: of the sampler.
         end_share: the share of rows that are made to hold a termination or a rare reward; the others follow the tape.
+        loose: distinct frames that come along in each batch, each as likely as any other: what is seen rarely is
+            painted as often as what is seen all the time.
     """
 
-    def __init__(self, table: FrameTable, batch_size: int, length: int, seed: int = 0, end_share: float = 0.25) -> None:
+    def __init__(
+        self,
+        table: FrameTable,
+        batch_size: int,
+        length: int,
+        seed: int = 0,
+        end_share: float = 0.25,
+        loose: int = 0,
+    ) -> None:
         self.table = table
+        self.loose = loose
         self.batch_size = batch_size
         self.length = length
         self.end_share = end_share

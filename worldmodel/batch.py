@@ -15,7 +15,8 @@ class Batch:
     Everything at index `t` belongs to *arriving at* frame `t`: `action[t]` led there, `reward[t]` was paid on arrival.
 
     Attributes:
-        frames: `(U, *observation shape)` the distinct observations of the batch.
+        frames: `(U, *observation shape)` the distinct observations of the batch. Some may be loose, pointed to by no
+            row: they are coded and painted, and nothing else.
         index: `(B, T)` int64, which of them each frame is.
         action: `(B, T, *action shape)` the action before the frame; zeros where `first`.
         reward: `(B, T)` float32, 0 where `first`.

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.batch import Batch
+from worldmodel.kernels import noise
 from worldmodel.model import Pass, WorldModel
 
 
@@ -63,7 +64,7 @@ def world_model_loss(
     terms: dict[str, Tensor] = {}
     notes: dict[str, Tensor] = {}
 
-    terms["reconstruction"] = reconstruction_loss(model, batch, seen, config, generator)
+    terms["reconstruction"] = reconstruction_loss(model, batch, seen, config, key=key, generator=generator)
     dynamics, representation = _latent_kl(model, seen, config.free_nats)
     terms["dynamics"] = _mean(dynamics, predictable)
     terms["representation"] = _mean(representation, predictable)
@@ -100,19 +101,26 @@ def _mean(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def reconstruction_loss(
-    model: WorldModel, batch: Batch, seen: Pass, config: LossConfig, generator: torch.Generator
+    model: WorldModel, batch: Batch, seen: Pass, config: LossConfig, *, key: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Squared error of some of the frames, summed over a frame.
 
     Not the absolute error: its gradient is as large for noise on forty good tiles as for the one key that is missing,
     and the key never comes.
     """
-    B, T = batch.index.shape
-    rows = _some_distinct(batch, max(1, round(config.decode_share * B * T)), generator)
+    rows = _some_distinct(batch, max(1, round(config.decode_share * batch.index.numel())), generator)
     with_past = (torch.rand(len(rows), generator=generator) >= config.withhold_past).to(rows.device)
     past = seen.y[:, :, :-1].flatten(0, 1)[rows] * with_past[:, None, None]
-    painted = model.frame_stage.decode(seen.latent.flatten(0, 1)[rows], past, seen.chunks.rows(rows))
-    target = seen.patches[batch.index.flatten()[rows]]
+    latent, which = seen.latent.flatten(0, 1)[rows], batch.index.flatten()[rows]
+
+    loose = (torch.bincount(batch.index.flatten(), minlength=len(batch.frames)) == 0).nonzero().squeeze(1)
+    if len(loose):
+        K = past.shape[1]
+        word = torch.stack([noise.row_hash(key[0] + loose, loose.new_zeros(()), k) for k in range(K)], dim=-1)
+        latent = torch.cat([latent, model.latent.infer(seen.frame_posterior[loose], word)])
+        past, which = torch.cat([past, past.new_zeros(len(loose), *past.shape[1:])]), torch.cat([which, loose])
+    painted = model.frame_stage.decode(latent, past, seen.frame_chunks.rows(which))
+    target = seen.patches[which]
     same_shape(painted, target)
     return (painted - target).square().sum((1, 2)).mean()
 
@@ -123,7 +131,8 @@ def _some_distinct(batch: Batch, n: int, generator: torch.Generator) -> Tensor:
     which = batch.index.flatten()[shuffled]
     place = torch.arange(len(which), device=which.device)
     earliest = torch.full((len(batch.frames),), len(which), device=which.device)
-    earliest = earliest.scatter_reduce(0, which, place, "amin").sort().values[:n]
+    earliest = earliest.scatter_reduce(0, which, place, "amin").sort().values
+    earliest = earliest[earliest < len(which)][:n]  # loose frames have no place
     return shuffled[earliest]
 
 

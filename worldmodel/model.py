@@ -43,7 +43,7 @@ class Pass:
     Attributes:
         patches: `(U, P, V)` targets of the distinct frames.
         frame_chunks: the chunks of the distinct frames; `chunks` the same for every frame, rows flat `(B * T, ...)`.
-        posterior: `(B, T, K, parameters)`.
+        frame_posterior: `(U, K, parameters)`; `posterior` the same for every frame, `(B, T, K, parameters)`.
         latent: `(B, T, K, Z)` samples.
         y: `(B, T, 1 + K, E)`, at F_t and at each chunk token; `past` = `y[:, :, :K]` predicts the chunks.
         y_last: `(B, T, E)`, at the last token of each frame.
@@ -53,6 +53,7 @@ class Pass:
     patches: Tensor
     frame_chunks: Chunks
     chunks: Chunks
+    frame_posterior: Tensor
     posterior: Tensor
     latent: Tensor
     y: Tensor
@@ -137,17 +138,19 @@ class WorldModel(nn.Module):
         stage = self.frame_stage
         patches = stage.patches(batch.frames)
         occurs = torch.bincount(batch.index.flatten(), minlength=len(patches))
-        frame_chunks, posterior, routing = stage.encode(patches, occurs)
+        frame_chunks, frame_posterior, routing = stage.encode(patches, occurs)
         chunks = frame_chunks.rows(batch.index.flatten())
         K = chunks.start.shape[1]
         start, valid = chunks.start.view(B, T, K), chunks.valid.view(B, T, K)
-        posterior = posterior[batch.index]
+        posterior = frame_posterior[batch.index]
 
         word = torch.stack(
             [noise.row_hash(key[:, None], torch.arange(T, device=key.device), k) for k in range(K)], dim=-1
         )
         latent = self.latent.infer(posterior, word)
-        content = self.embed_latent(latent) + self.embed_start[start]
+        # The code answers to the painter alone. Let into the encoder, the wish to be foretold makes it poor and sure of
+        # itself before it has learned to tell a key from the floor.
+        content = self.embed_latent(latent.detach()) + self.embed_start[start]
         before = torch.cat([start[..., :1], start[..., :-1]], dim=-1)
         tokens = content + self.embed_length[(start - before) * valid]
 
@@ -173,7 +176,7 @@ class WorldModel(nn.Module):
         y_last = y.gather(2, valid.sum(2)[..., None, None].expand(-1, -1, 1, y.shape[-1])).squeeze(2)
         said = {"frame": routing, "causal": causal_routing}
         said = {name: r for name, r in said.items() if r is not None}
-        return Pass(patches, frame_chunks, chunks, posterior, latent, y, y_last, said)
+        return Pass(patches, frame_chunks, chunks, frame_posterior, posterior, latent, y, y_last, said)
 
     # ---- one frame at a time --------------------------------------------------------------------------------------
 

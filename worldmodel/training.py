@@ -43,6 +43,7 @@ class TrainConfig:
     clip: float = 1.0  # of the gradient's norm
     average: float = 0.995  # decay of the running average of the weights
     end_share: float = 0.25  # rows that hold a reward or a termination
+    loose: int = 12  # frames that come along to be painted, rare ones as likely as common ones
     save_every: int = 200  # updates between checkpoints
     log_every: int = 20
     losses: LossConfig = field(default_factory=LossConfig)
