@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from worldmodel.envs.spaces import action_spec, observation_spec
 from worldmodel.envs.store import EpisodeStore
 from worldmodel.envs.test_set import load_test_set
 from worldmodel.envs.windows import choose_windows
-from worldmodel.model import StepOutput, WorldModel
+from worldmodel.model import WorldModel
 
 
 class TrueState(list):
@@ -40,7 +41,7 @@ class TrueModel:
 
     def observe(self, state, action, frame, first):
         step = self._step(state, action, first)
-        self.mistakes += int((step[1].content != frame).any(dim=(1, 2, 3)).sum())
+        self.mistakes += int((step[1].frames != frame).any(dim=(1, 2, 3)).sum())
         return step
 
     def imagine(self, state, action, *, greedy=False):
@@ -48,7 +49,7 @@ class TrueModel:
         return self._step(state, action, torch.zeros(len(state), dtype=torch.bool))
 
     def decode(self, out):
-        return out.content
+        return out.frames
 
     def _begin(self, row, first):
         """The environment just before a window's first frame (or at it, where that begins an episode)."""
@@ -72,8 +73,7 @@ class TrueModel:
             ends.append(terminated)
         B = len(state)
         reward, terminated = torch.tensor(rewards, dtype=torch.float32), torch.tensor(ends)
-        out = StepOutput(
-            feature=torch.zeros(B, 1),
+        out = SimpleNamespace(
             reward=reward,
             reward_mean=reward,
             terminated=terminated,
@@ -81,8 +81,7 @@ class TrueModel:
             chunks=torch.full((B,), 2),
             starts=torch.tensor([[0, 7]]).repeat(B, 1),
             start_entropy=torch.zeros(B),
-            content=torch.from_numpy(np.stack(frames)),
-            past=torch.zeros(B, 0),
+            frames=torch.from_numpy(np.stack(frames)),
         )
         return following, out
 
