@@ -159,7 +159,8 @@ class AgentTrainer:
             return None
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        return SummaryWriter(str(self.out / "tensorboard"))
+        # What a killed run had drawn beyond its last checkpoint is drawn again.
+        return SummaryWriter(str(self.out / "tensorboard"), purge_step=int(self.agent.updates))
 
 
 def agent_loss(agent: ActorCritic, dream: Dream) -> tuple[Tensor, dict[str, float]]:

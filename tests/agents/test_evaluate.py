@@ -1,12 +1,17 @@
 import json
 
+import gymnasium
 import numpy as np
+from gymnasium.vector import AutoresetMode
 from small_run import write_run
 
 from worldmodel.agents.evaluate import evaluate_policy
 from worldmodel.agents.policy import Agent
+from worldmodel.envs.collect import collect
+from worldmodel.envs.contexts import choose_contexts, save_contexts
 from worldmodel.envs.make import make_vector_env
 from worldmodel.envs.random_policy import RandomPolicy
+from worldmodel.envs.segments import FrameTable
 
 MINIGRID = "MiniGrid-Empty-Random-6x6-v0"
 
@@ -47,3 +52,15 @@ def test_an_agent_is_evaluated_reproducibly(tmp_path):
     agent = Agent.load(write_run(tmp_path, "CartPole-v1"))
     results = [evaluate_policy(make_vector_env("CartPole-v1", 2), agent, 4, range(4)) for _ in range(2)]
     assert results[0] == results[1]
+
+
+def test_the_same_agent_and_loop_serve_a_dream(tmp_path):
+    run = write_run(tmp_path / "run", "CartPole-v1")
+    table = FrameTable.from_store(collect("CartPole-v1", tmp_path / "data", 60, num_envs=2, progress=False))
+    save_contexts(run / "contexts.npz", choose_contexts(table, count=4))
+    dream = gymnasium.make_vec(
+        "worldmodel/Dream-v0", num_envs=2, checkpoint=run, horizon=6, autoreset_mode=AutoresetMode.DISABLED
+    )
+    results = [evaluate_policy(dream, Agent.load(run), 3, range(3)) for _ in range(2)]
+    assert results[0] == results[1]
+    assert all(1 <= length <= 6 for length in results[0].lengths)
