@@ -1,0 +1,139 @@
+"""Each kind of bad input ends a command with exit code 2 and one clear sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from worldmodel.envs.store import EpisodeStore
+from worldmodel.scripts.cli import main
+
+ONE = ("--updates", 1, "--batch-size", 2, "--length", 8, "--device", "cpu")
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def test_missing_data(tmp_path, fails):
+    fails(["train", "--data", tmp_path / "nothing", "--out", tmp_path / "run", *ONE], str(tmp_path / "nothing"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["dream", "evaluate"])
+def test_missing_run(command, tmp_path, fails):
+    fails([command, "--run", tmp_path / "nothing"], "no run folder", str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("name", ["world_model.safetensors", "config.json", "agent.safetensors", "contexts.npz"])
+def test_truncated_file_of_a_run(name, copy, fails):
+    cut_off(copy / "run" / name)
+    argv = ["evaluate", "--run", copy / "run", "--episodes", 1, "--play-only", "--device", "cpu"]
+    fails(argv, str(copy / "run" / name))
+
+
+@pytest.mark.parametrize(
+    "name, command", [("trainer.pt", "train"), ("training.json", "train"), ("agent_trainer.pt", "dream")]
+)
+def test_truncated_file_on_resume(name, command, copy, fails):
+    path = copy / "run" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    where = ["--data", copy / "data", "--out", copy / "run"] if command == "train" else ["--run", copy / "run"]
+    fails([command, *where, "--updates", 5, "--resume", "--device", "cpu"], str(path))
+
+
+def test_truncated_index(copy, fails):
+    cut_off(copy / "data" / "index.json")
+    fails(["train", "--data", copy / "data", "--out", copy / "other", *ONE], "index.json")
+
+
+def test_run_of_another_environment(copy, tmp_path, fails):
+    other = tmp_path / "other"
+    assert main(["collect", "--env", "MiniGrid-Empty-6x6-v0", "--steps", "60", "--out", str(other)]) == 0
+    argv = ["train", "--data", other, "--out", copy / "run", "--resume", "--updates", 3]
+    fails(argv, "MiniGrid-Empty-5x5-v0", "MiniGrid-Empty-6x6-v0")
+    # The same spaces, but other episodes: dreaming on from them is allowed; collecting into them is not.
+    fails(["collect", "--env", "MiniGrid-Empty-5x5-v0", "--steps", 100, "--out", other], "MiniGrid-Empty-6x6-v0")
+
+
+def test_mismatched_spaces(copy, tmp_path, fails):
+    vectors = tmp_path / "vectors"
+    fails(["collect", "--env", "CartPole-v1", "--steps", 20, "--out", vectors, "--policy", copy / "run"], "CartPole-v1")
+    assert main(["collect", "--env", "CartPole-v1", "--steps", "40", "--out", str(vectors)]) == 0
+    again = ["dream", "--run", copy / "run", "--resume", "--updates", 3, "--data", vectors, "--device", "cpu"]
+    fails(again, "observation_space")
+
+    config = json.loads((copy / "run" / "config.json").read_text())
+    config["environment"]["action_space"]["n"] = 6
+    (copy / "run" / "config.json").write_text(json.dumps(config))
+    fails(["evaluate", "--run", copy / "run", "--episodes", 1, "--play-only"], "mismatched spaces", "action_space")
+
+
+def test_unknown_preset(made, tmp_path, fails):
+    fails(["train", "--data", made / "data", "--out", tmp_path / "run", "--preset", "huge", *ONE], "'huge'", "tiny")
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_that_no_model_can_have(made, tmp_path, fails):
+    argv = ["train", "--data", made / "data", "--out", tmp_path / "run", *ONE]
+    fails([*argv, "--chunks", 1000], "1000")
+    fails([*argv, "--learning-rate", -1], "--learning-rate")
+    fails([*argv, "--device", "abacus"], "--device abacus")
+    fails(["collect", "--env", "CartPole-v1", "--steps", 0, "--out", tmp_path / "data"], "--steps")
+
+
+def test_runs_are_not_overwritten(copy, fails):
+    before = (copy / "run" / "world_model.safetensors").read_bytes()
+    fails(["train", "--data", copy / "data", "--out", copy / "run", *ONE], "--resume")
+    fails(["dream", "--run", copy / "run", "--updates", 1], "--resume")
+    assert (copy / "run" / "world_model.safetensors").read_bytes() == before
+
+
+def test_nothing_to_resume(copy, tmp_path, fails):
+    fails(["train", "--data", copy / "data", "--out", tmp_path / "run", "--resume", *ONE], "without --resume")
+    for name in ("agent.safetensors", "agent_trainer.pt"):
+        (copy / "run" / name).unlink()
+    fails(["dream", "--run", copy / "run", "--resume", "--updates", 1], "without --resume")
+
+
+def test_resuming_with_another_model(copy, fails):
+    argv = ["train", "--data", copy / "data", "--out", copy / "run", "--resume", "--updates", 3]
+    fails([*argv, "--boundary", "learned"], "--boundary stride")
+    fails([*argv, "--preset", "small"], "--preset tiny")
+
+
+def test_nan_in_a_store(tmp_path, fails):
+    from gymnasium.spaces import Box, Discrete
+
+    store = EpisodeStore.create(tmp_path / "data", observation_space=Box(-9, 9, (3,)), action_space=Discrete(2))
+    store.add(np.zeros((5, 3), np.float32), np.zeros(4, np.int64), np.zeros(4, np.float32), True, False)
+    path = tmp_path / "data" / "episodes" / "000000.npz"
+    with np.load(path) as arrays:
+        content = dict(arrays)
+    content["rewards"][2] = np.nan
+    np.savez(path, **content)
+    with pytest.warns(UserWarning, match="000000"):
+        fails(["train", "--data", tmp_path / "data", "--out", tmp_path / "run", *ONE], "none of the episodes")
+
+
+def test_nan_in_imported_data(tmp_path, fails):
+    frames = np.zeros((5, 3), np.float32)
+    frames[1, 1] = np.nan
+    path = tmp_path / "episode.npz"
+    np.savez(path, frames=frames, actions=np.zeros(4, np.int64), rewards=np.zeros(4), terminated=True)
+    fails(["import", "--npz", path, "--out", tmp_path / "data"], str(path))
+
+
+def test_nan_in_training(copy, fails):
+    weights = (copy / "run" / "world_model.safetensors").read_bytes()
+    argv = ["train", "--data", copy / "data", "--out", copy / "run", "--resume", "--updates", 40]
+    message = fails([*argv, "--learning-rate", 1e30, "--device", "cpu"], "not finite", "nan_batch")
+    assert list((copy / "run").glob("nan_batch_*.pt")), message
+    assert (copy / "run" / "world_model.safetensors").read_bytes() == weights
+
+
+def test_json_into_a_folder_that_is_not_there(made, tmp_path, fails):
+    fails(["evaluate", "--run", made / "run", "--json", tmp_path / "no" / "x.json"], "--json", str(tmp_path / "no"))

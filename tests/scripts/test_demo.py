@@ -1,0 +1,107 @@
+"""The demo in miniature: everything it promises to leave behind, and going on where it stopped."""
+
+from __future__ import annotations
+
+import json
+
+import gymnasium
+import pytest
+
+import worldmodel
+from worldmodel.envs.store import EpisodeStore
+from worldmodel.errors import UserError
+from worldmodel.scripts.cli import main
+from worldmodel.scripts.progress import Progress
+
+PRODUCTS = {"one": "one.txt", "two": "two.txt"}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "demo"
+    argv = ["demo", "--out", str(out), "--env", "MiniGrid-Empty-5x5-v0", "--steps", "200", "--device", "cpu"]
+    argv += ["--train-minutes", "0.02", "--dream-minutes", "0.01", "--episodes", "2", "--windows", "4"]
+    assert main(argv) == 0
+    return argv, out
+
+
+def test_summary(demo):
+    _, out = demo
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["env"], summary["seed"], summary["real_steps"]) == ("MiniGrid-Empty-5x5-v0", 0, 200)
+    assert summary["minutes"] > 0
+    for name in ("agent_success", "random_success", "dream_success"):
+        assert 0 <= summary[name] <= 1
+    for name in ("agent_length", "random_length"):
+        assert 1 <= summary[name] <= 100
+    assert EpisodeStore.open(out / "data").steps == 200
+
+
+def test_pictures(demo):
+    _, out = demo
+    names = {path.name for path in (out / "report").iterdir()}
+    assert {"learning_curves.png", "real_and_dream.mp4", "dream_0.png", "dreams.mp4"} <= names
+    assert all(path.stat().st_size > 1000 for path in (out / "report").iterdir())
+
+
+def test_it_is_a_complete_run(demo):
+    _, out = demo
+    model, agent = worldmodel.load(out), worldmodel.load_agent(out)
+    env = gymnasium.make("worldmodel/Dream-v0", checkpoint=str(out))
+    observation, _ = env.reset(seed=0)
+    assert observation.shape == model.config.observation.shape
+    action, _ = agent.act(observation, None)
+    env.step(action)
+
+
+def test_again_does_nothing_twice(demo, capsys, fails):
+    argv, out = demo
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert text.count("done before") == 5
+    assert "agent, real" in text and "gymnasium.make" in text
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+    fails([*argv, "--seed", "1"], "seed 0")
+
+
+def test_an_interrupted_stage_goes_on_and_counts_its_time(tmp_path, capsys):
+    progress = Progress(tmp_path, PRODUCTS, {"seed": 0})
+    with progress.stage("one", "first") as minutes:
+        assert minutes == 0
+        (tmp_path / "one.txt").write_text("")
+    with pytest.raises(KeyboardInterrupt), progress.stage("two", "second"):
+        raise KeyboardInterrupt
+
+    progress = Progress(tmp_path, PRODUCTS, {"seed": 0})
+    with progress.stage("one", "first") as minutes:
+        assert minutes is None
+    with progress.stage("two", "second") as minutes:
+        assert minutes is not None and minutes > 0
+        (tmp_path / "two.txt").write_text("")
+    assert capsys.readouterr().out.count("[1/2] one: done before") == 1
+    (tmp_path / "two.txt").unlink()
+    with (
+        pytest.raises(UserError, match=r"two\.txt is gone"),
+        Progress(tmp_path, PRODUCTS, {"seed": 0}).stage("two", ""),
+    ):
+        pass
+
+
+def test_a_killed_stage_has_taken_as_long_as_its_files_say(tmp_path):
+    (tmp_path / "part").write_text("")
+    content = json.dumps(
+        {"seed": 0, "seconds": {}, "done": [], "running": ["one", (tmp_path / "part").stat().st_mtime - 60]}
+    )
+    (tmp_path / "demo.json").write_text(content)
+    assert Progress(tmp_path, PRODUCTS, {"seed": 0}).minutes["one"] == pytest.approx(1.0, abs=0.1)
+
+
+def test_folders_that_hold_something_else(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="no demo"):
+        Progress(tmp_path, PRODUCTS, {"seed": 0})
+    (tmp_path / "demo.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        Progress(tmp_path, PRODUCTS, {"seed": 0})
