@@ -112,7 +112,14 @@ def train(args: Train, store: EpisodeStore) -> int:
         raise UserError(f"such a model cannot be built: {error}") from error
     if config.observation.kind == "vector":
         model.frame_stage.patches.fit(torch.from_numpy(table.frames).to(device))
-    batches = Segments(table, training.batch_size, training.length, seed=args.seed, end_share=training.end_share)
+    batches = Segments(
+        table,
+        training.batch_size,
+        training.length,
+        seed=args.seed,
+        end_share=training.end_share,
+        loose=training.loose,
+    )
     trainer = Trainer(model, batches, args.out, training, seed=args.seed)
     if resuming:
         trainer.resume()
