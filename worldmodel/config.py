@@ -76,6 +76,7 @@ class FrameConfig:
     decoder_layers: str = "m1T1"  # the mirror image
     heads: int = 4
     readers: int = 4  # ways in which a patch's place weighs what a chunk pools from it and paints onto it
+    paint_past: bool = False  # whether the painter also sees y, what the past says; it makes the code lazy
     boundary: str = "stride"  # where chunks start: "stride" (fixed) or "learned" (the router)
     chunks: float = 4.0  # chunks a frame: exact for "stride", the target mean for "learned"
     max_chunks: int = 8  # cap for "learned": the most probable boundaries of a frame win

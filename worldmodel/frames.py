@@ -113,6 +113,11 @@ class FrameStage(nn.Module):
         self.encoder = Stack(frame.encoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
         self.router = None
         if frame.boundary == "learned":
+            if not 1 < frame.chunks < P or frame.max_chunks < frame.chunks:
+                raise ValueError(
+                    f"learned boundaries need a number of chunks between 1 and the {P} patches of a frame, both "
+                    f"exclusive, and max_chunks not below it, not chunks={frame.chunks}, max_chunks={frame.max_chunks}"
+                )
             self.router = Router(D, rate=(frame.chunks - 1) / (P - 1))
         else:
             self.max_chunks = round(frame.chunks)
@@ -124,7 +129,7 @@ class FrameStage(nn.Module):
         self.posterior = nn.Linear((1 + R) * D, latent_parameters)
         # The way back is its mirror: R vectors a chunk, from which each patch takes what its place makes of them.
         self.unpack = nn.Linear(latent_width, R * D)
-        self.from_past = nn.Linear(config.causal.width, R * D, bias=False)
+        self.from_past = nn.Linear(config.causal.width, R * D, bias=False) if frame.paint_past else None
         self.read_gain = nn.Parameter(torch.randn(P, R, D) / R**0.5)
         self.decoder_place = nn.Parameter(torch.randn(P, D) * 0.5)
         self.decoder = Stack(frame.decoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
@@ -172,15 +177,19 @@ class FrameStage(nn.Module):
         chunks.gate = straight_through(probability, boundary)
         return chunks, routing
 
-    def decode(self, latent_nKZ: Tensor, past_nKE: Tensor, chunks: Chunks) -> Tensor:
+    def decode(self, latent_nKZ: Tensor, past_nKE: Tensor | None, chunks: Chunks) -> Tensor:
         """Paint frames: `(n, P, V)`.
 
         Args:
             latent_nKZ: the latent of each chunk.
-            past_nKE: y of the token that predicted each chunk (zeros where the past is withheld).
+            past_nKE: y of the token that predicted each chunk, zeros where the past is withheld; not used unless
+                `paint_past` is set.
             chunks: where they are.
         """
-        x = take(self.unpack(latent_nKZ) + self.from_past(past_nKE), chunks.of_patch)  # (n, P, R * D)
+        x = self.unpack(latent_nKZ)
+        if self.from_past is not None and past_nKE is not None:
+            x = x + self.from_past(past_nKE)
+        x = take(x, chunks.of_patch)  # (n, P, R * D)
         x = (x.unflatten(-1, (self.readers, -1)) * self.read_gain).sum(2)
         if chunks.gate is not None:
             x = x * chunks.gate.unsqueeze(-1).to(x.dtype)

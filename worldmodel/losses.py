@@ -20,16 +20,16 @@ from worldmodel.model import Pass, WorldModel
 class LossConfig:
     """Weights of the terms. All are sums over a frame, so that more chunks are never free."""
 
-    reconstruction: float = 0.1  # of the summed squared error of a frame, values in [0, 1]
+    reconstruction: float = 1.0  # of the summed squared error of a frame, values in [0, 1]
     dynamics: float = 1.0  # prior towards posterior
-    representation: float = 0.1  # posterior towards prior (KL balance of DreamerV3)
-    free_nats: float = 1.0  # a frame's representation KL below this is free; the prior's training never is
+    representation: float = 0.02  # posterior towards prior; a tenth of the painter's say already empties the code
+    free_nats: float = 1.0  # a frame's representation cost below this is free; the prior's training never is
     start: float = 1.0
     reward: float = 1.0
     terminated: float = 1.0
     ratio: float = 0.03  # H-Net's alpha
-    decode_share: float = 0.25  # frames painted in an update: the pixels are most of the cost
-    withhold_past: float = 0.5  # of those, painted from the latents alone, or the latents would not need to say much
+    paint: int = 8  # frames of the rows painted in an update, beside the loose ones: pixels are most of the cost
+    withhold_past: float = 0.5  # of those, painted from the latents alone, where the painter sees the past at all
 
 
 def same_shape(a: Tensor, b: Tensor) -> None:
@@ -108,13 +108,12 @@ def reconstruction_loss(
     Not the absolute error: its gradient is as large for noise on forty good tiles as for the one key that is missing,
     and the key never comes.
     """
-    rows = _some_distinct(batch, max(1, round(config.decode_share * batch.index.numel())), generator)
+    rows = _some_distinct(batch, config.paint, generator)
     with_past = (torch.rand(len(rows), generator=generator) >= config.withhold_past).to(rows.device)
     past = seen.y[:, :, :-1].flatten(0, 1)[rows] * with_past[:, None, None]
     latent, which = seen.latent.flatten(0, 1)[rows], batch.index.flatten()[rows]
 
-    loose = (torch.bincount(batch.index.flatten(), minlength=len(batch.frames)) == 0).nonzero().squeeze(1)
-    if len(loose):
+    if len(loose := loose_frames(batch)):
         K = past.shape[1]
         word = torch.stack([noise.row_hash(key[0] + loose, loose.new_zeros(()), k) for k in range(K)], dim=-1)
         latent = torch.cat([latent, model.latent.infer(seen.frame_posterior[loose], word)])
@@ -123,6 +122,38 @@ def reconstruction_loss(
     target = seen.patches[which]
     same_shape(painted, target)
     return (painted - target).square().sum((1, 2)).mean()
+
+
+def loose_frames(batch: Batch) -> Tensor:
+    """Indices of the frames that no row points to."""
+    return (torch.bincount(batch.index.flatten(), minlength=len(batch.frames)) == 0).nonzero().squeeze(1)
+
+
+def picture_loss(
+    model: WorldModel, batch: Batch, config: LossConfig, *, key: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of the first updates: loose frames are coded and painted, their order does not matter yet.
+
+    Arguments and result are those of `world_model_loss`.
+    """
+    stage = model.frame_stage
+    loose = loose_frames(batch)
+    chosen = loose if len(loose) else torch.arange(len(batch.frames), device=batch.index.device)
+    target = stage.patches(batch.frames[chosen])
+    chunks, posterior, routing = stage.encode(target, torch.ones_like(chosen))
+    word = torch.stack(
+        [noise.row_hash(key[0] + chosen, chosen.new_zeros(()), k) for k in range(posterior.shape[1])], -1
+    )
+    latent = model.latent.infer(posterior, word)
+    painted = stage.decode(latent, None, chunks)
+    same_shape(painted, target)
+    error = (painted - target).square().sum((1, 2)).mean()
+    total = config.reconstruction * error
+    notes = {"loss/reconstruction": error, "latent/posterior_entropy": model.latent.entropy(posterior).sum(-1).mean()}
+    if routing is not None:
+        total = total + config.ratio * routing.ratio_loss
+        notes |= {"router/frame_F": routing.hard_rate, "router/frame_G": routing.soft_rate}
+    return total, {name: value.detach() for name, value in notes.items()}
 
 
 def _some_distinct(batch: Batch, n: int, generator: torch.Generator) -> Tensor:

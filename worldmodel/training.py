@@ -24,10 +24,11 @@ from tqdm import tqdm
 from worldmodel.batch import Batch
 from worldmodel.checkpoint import save_weights, write_atomically
 from worldmodel.errors import UserError
-from worldmodel.losses import LossConfig, world_model_loss
+from worldmodel.losses import LossConfig, picture_loss, world_model_loss
 from worldmodel.model import WorldModel
 
 TRAINER_FILE = "trainer.pt"
+SHOWN = ("loss/reconstruction", "latent/kl")  # beside the bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class TrainConfig:
     clip: float = 1.0  # of the gradient's norm
     average: float = 0.995  # decay of the running average of the weights
     end_share: float = 0.25  # rows that hold a reward or a termination
+    pictures_first: int = 1500  # updates that only paint loose frames, a tenth of the cost of the others
     loose: int = 12  # frames that come along to be painted, rare ones as likely as common ones
     save_every: int = 200  # updates between checkpoints
     log_every: int = 20
@@ -77,6 +79,11 @@ class Trainer:
         self.parameters = list(model.parameters())
         # Buffers are averaged too: a router's last quantile does not fit averaged weights (0 to 5 times the chunks).
         self.current = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}  # shares memory
+        frame = {id(p) for p in model.frame_stage.parameters()}
+        self.parts = {
+            "frame_stage": [p for p in self.parameters if id(p) in frame],
+            "rest": [p for p in self.parameters if id(p) not in frame],
+        }
         self.averaged = [t.clone() for t in self.current.values()]
         # Matrices decay; norms, biases, A_log, D, dt_bias and learned vectors (fewer than two axes) do not.
         groups = [
@@ -126,7 +133,7 @@ class Trainer:
                     frames, since = 0, time.monotonic()
                     for name, value in notes.items():
                         writer.add_scalar(name, value.item(), self.update)
-                    shown = {n.split("/")[1]: f"{notes[n].item():.3g}" for n in ("loss/reconstruction", "latent/kl")}
+                    shown = {n.split("/")[1]: f"{notes[n]:.3g}" for n in SHOWN if n in notes}
                     bar.set_postfix(shown)
                 if self.update % self.config.save_every == 0:
                     self.save()
@@ -146,16 +153,23 @@ class Trainer:
         rows = torch.arange(batch.index.shape[0], device=batch.index.device)
         key = (rows << 32) + self.seed * 1_000_003 + self.update
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.update)
-        loss, notes = world_model_loss(self.model, batch, self.config.losses, key=key, generator=generator)
+        if self.update < self.config.pictures_first:
+            loss, notes = picture_loss(self.model, batch, self.config.losses, key=key)
+        else:
+            loss, notes = world_model_loss(self.model, batch, self.config.losses, key=key, generator=generator)
         if not torch.isfinite(loss):
             self._stop_on_nan(batch, notes)
         self.optimizer.zero_grad()
         loss.backward()
-        notes["gradient/norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        if not torch.isfinite(notes["gradient/norm"]):
-            self._stop_on_nan(batch, notes)
+        # The painter and the rest by themselves: a hard sequence must not slow the learning of pictures.
+        for name, part in self.parts.items():
+            notes[f"gradient/{name}"] = torch.nn.utils.clip_grad_norm_(part, self.config.clip)
+            if not torch.isfinite(notes[f"gradient/{name}"]):
+                self._stop_on_nan(batch, notes)
+        # Warm up twice: for the pictures, and again when the rest sets in.
+        since = self.update - (self.config.pictures_first if self.update >= self.config.pictures_first else 0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * min(1.0, (self.update + 1) / self.config.warmup)
+            group["lr"] = self.config.learning_rate * min(1.0, (since + 1) / self.config.warmup)
         self.optimizer.step()
         self.update += 1
         # A plain average at first, so that the start is forgotten soon.
