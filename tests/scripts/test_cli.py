@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import subprocess
 import sys
 
 import pytest
 
+from worldmodel.agents.actor_critic import AgentConfig
 from worldmodel.scripts.cli import main
+from worldmodel.training import TrainConfig
 
 OPTIONS = {
     "collect": ("--env", "--steps", "--out", "--policy", "--num-envs", "--wrappers"),
@@ -33,6 +36,17 @@ def test_help_teaches_every_option(command, capsys):
     for option in (*OPTIONS[command], "--seed", "--device"):
         assert option in text
     assert "{None}" not in text
+
+
+@pytest.mark.parametrize("command, config", [("train", TrainConfig()), ("dream", AgentConfig())])
+def test_help_tells_the_true_defaults(command, config, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    told = re.findall(r"--([a-z-]+) (?:INT|FLOAT) (?:(?!--).)*?([0-9.e-]+) if not given", text)
+    told = {name.replace("-", "_"): float(value) for name, value in told}
+    assert len(told) == 5
+    assert told == {name: getattr(config, name) for name in told}
 
 
 def test_help_names_every_command_at_once():
