@@ -10,7 +10,7 @@ import pytest
 from worldmodel.scripts.cli import main
 
 ENV = "MiniGrid-Empty-5x5-v0"
-SMALL = ("--batch-size", "2", "--length", "8", "--device", "cpu")
+SMALL = ("--batch-size", "2", "--length", "8", "--pictures-first", "1", "--device", "cpu")
 BRIEF = ("--starts", "8", "--dreams", "8", "--horizon", "3", "--device", "cpu")
 
 

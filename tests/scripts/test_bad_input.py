@@ -11,7 +11,7 @@ import pytest
 from worldmodel.envs.store import EpisodeStore
 from worldmodel.scripts.cli import main
 
-ONE = ("--updates", 1, "--batch-size", 2, "--length", 8, "--device", "cpu")
+ONE = ("--updates", 1, "--batch-size", 2, "--length", 8, "--pictures-first", 0, "--device", "cpu")
 
 
 def cut_off(path: Path) -> None:

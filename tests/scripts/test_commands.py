@@ -77,7 +77,7 @@ def test_the_agent_collects(copy, capsys):
 def test_vectors_go_the_whole_way(tmp_path, capsys):
     data, run = str(tmp_path / "data"), str(tmp_path / "run")
     assert main(["collect", "--env", "CartPole-v1", "--steps", "120", "--out", data, "--seed", "3"]) == 0
-    small = ["--batch-size", "2", "--length", "8", "--report-every", "1", "--device", "cpu"]
+    small = ["--batch-size", "2", "--length", "8", "--pictures-first", "0", "--report-every", "1", "--device", "cpu"]
     assert main(["train", "--data", data, "--out", run, "--updates", "1", *small]) == 0
     frames = FrameTable.from_store(EpisodeStore.open(data)).frames
     patches = worldmodel.load(run).frame_stage.patches
@@ -98,6 +98,7 @@ def test_own_data_can_be_trained_on(tmp_path, capsys):
     assert main(["import", "--npz", *files, "--out", data]) == 0
     assert len(EpisodeStore.open(data)) == 2
     argv = ["train", "--data", data, "--out", run, "--updates", "1", "--batch-size", "2", "--length", "8"]
+    argv += ["--pictures-first", "0"]
     assert main([*argv, "--boundary", "learned", "--device", "cpu"]) == 0
     assert not worldmodel.load(run).fixed_starts
 

@@ -15,7 +15,7 @@ import torch
 from worldmodel.agents.training import AgentTrainer
 from worldmodel.scripts.cli import main
 
-SMALL = ("--batch-size", "2", "--length", "8", "--device", "cpu")
+SMALL = ("--batch-size", "2", "--length", "8", "--pictures-first", "1", "--device", "cpu")
 BRIEF = ("--starts", "8", "--dreams", "8", "--horizon", "3", "--device", "cpu")
 
 
