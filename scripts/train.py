@@ -49,9 +49,9 @@ class Train(Common):
     resume: bool = False
     """Go on with a run that was begun before."""
     batch_size: MaybeInt = None
-    """Rows an update; 4 if not given."""
+    """Rows an update; 6 if not given."""
     length: MaybeInt = None
-    """Frames a row; 32 if not given. It should be longer than the window that attention looks back on."""
+    """Frames a row; 24 if not given. It should be longer than the window that attention looks back on."""
     learning_rate: MaybeFloat = None
     """Constant after a short warm-up; 3e-3 if not given."""
     end_share: MaybeFloat = None

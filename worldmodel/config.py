@@ -101,8 +101,8 @@ class CausalConfig:
     """The causal stage around the main network: Mamba-2 in, Mamba-2 out."""
 
     width: int = 128  # d1
-    encoder_layers: str = "m2"
-    decoder_layers: str = "m2"
+    encoder_layers: str = "m1"
+    decoder_layers: str = "m1"
     heads: int = 4
     window: int = 128  # tokens that attention layers here look back on, if there are any
     extra: float = 0.0  # boundaries a frame beside the forced one at F_t; 0 runs the main network once a frame
@@ -114,9 +114,9 @@ class MainConfig:
     """The main network: attention over the past, a Mamba-2 layer before each."""
 
     width: int = 192  # d2
-    layers: str = "m1T1m1T1"
+    layers: str = "m1T1"
     heads: int = 4
-    window: int = 24  # main tokens that attention looks back on, in training and in dreams alike
+    window: int = 16  # main tokens that attention looks back on, in training and in dreams alike
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ class LossConfig:
 
     reconstruction: float = 1.0  # of the summed squared error of a frame, values in [0, 1]
     dynamics: float = 1.0  # prior towards posterior
-    representation: float = 0.02  # posterior towards prior; a tenth of the painter's say already empties the code
+    representation: float = 0.05  # posterior towards prior; much more empties the code of what is rare
     free_nats: float = 1.0  # a frame's representation cost below this is free; the prior's training never is
     start: float = 1.0
     reward: float = 1.0

@@ -35,8 +35,8 @@ SHOWN = ("loss/reconstruction", "latent/kl")  # beside the bar
 class TrainConfig:
     """How the world model is trained."""
 
-    batch_size: int = 4  # rows an update
-    length: int = 32  # frames a row; longer than the window that attention looks back on
+    batch_size: int = 6  # rows an update
+    length: int = 24  # frames a row; longer than the window that attention looks back on
     learning_rate: float = 3e-3
     warmup: int = 200  # updates until the rate is reached
     weight_decay: float = 0.01
