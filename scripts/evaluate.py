@@ -94,9 +94,23 @@ def evaluate(args: Evaluate) -> dict[str, Any]:
         from worldmodel.envs.fidelity import measure_fidelity
         from worldmodel.envs.test_set import load_test_set
 
-        test_set = load_test_set(environment)
-        report["fidelity"] = measure_fidelity(model, test_set, windows=args.windows, seed=args.seed)
+        frames = training_frames(args.run)
+        report["fidelity"] = measure_fidelity(
+            model, load_test_set(environment), frames, windows=args.windows, seed=args.seed
+        )
     return report
+
+
+def training_frames(run: Path) -> Any:
+    """The distinct frames that the run was trained on, for the vocabulary of tiles; None where they are gone."""
+    from worldmodel.envs.segments import FrameTable
+    from worldmodel.envs.store import EpisodeStore
+    from worldmodel.scripts.train import read_record
+
+    data = read_record(run).get("data")
+    if data is None or not (run / data / "index.json").exists():
+        return None
+    return FrameTable.from_store(EpisodeStore.open(run / data)).frames
 
 
 def play(

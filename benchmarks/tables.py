@@ -1,0 +1,125 @@
+"""The tables in README and docs, written from the JSON files in benchmarks/results, never by hand.
+
+    python benchmarks/tables.py            # after new results; changes what stands between the table markers
+
+A marker is `<!-- table:NAME -->`, the table ends at `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from worldmodel.envs.fidelity_table import fidelity_table
+
+sys.path.insert(0, str(Path(__file__).parent))
+import speed
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = ("README.md", "docs/design.md")
+BOUNDARIES = {"stride": "fixed stride", "learned": "learned router"}
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """A result, or None if it was not measured yet."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Rows as a table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage; a dash where there was nothing to measure."""
+    return "-" if value is None else f"{value:.1%}"
+
+
+def demo() -> str:
+    """What `make demo` came to, a row a seed."""
+    rows = []
+    for path in sorted(RESULTS.glob("demo_seed*.json")):
+        s = json.loads(path.read_text())
+        agent, dream = f"{s['agent_success']:.0%}, {s['agent_length']:.1f}", f"{s['dream_success']:.0%}"
+        random = f"{s['random_success']:.0%}, {s['random_length']:.1f}"
+        rows.append([str(s["seed"]), f"{s['real_steps']:,}", f"{s['minutes']:.1f}", agent, random, dream])
+    header = ["seed", "real steps", "minutes", "agent: success, steps", "random: success, steps", "agent in the dream"]
+    return markdown(header, rows)
+
+
+def runs() -> list[tuple[str, dict[str, Any]]]:
+    """The DoorKey evaluations by boundary source."""
+    found = ((label, read(f"doorkey_{name}")) for name, label in BOUNDARIES.items())
+    return [(label, report) for label, report in found if report is not None]
+
+
+def fidelity() -> str:
+    """Exact frames of the DoorKey run with fixed stride, the short form."""
+    report = runs()[0][1]["fidelity"]
+    rows = []
+    for horizon, entry in report["horizons"].items():
+        frames = entry["frames"]
+        for label, name in (("changed_seen", "changed"), ("all", "all")):
+            names = ("dream", "closed_loop", "shuffled_actions", "repeat_last_frame")
+            cells = [share(frames[source][label]["exact"]) for source in names]
+            rows.append([horizon, name, str(frames["dream"][label]["frames"]), *cells])
+    header = ["step", "frames", "n", "dream", "closed loop (ceiling)", "shuffled actions", "repeat last frame"]
+    return f"DoorKey-5x5 from 20,000 random steps, share of frames that are exact:\n\n{markdown(header, rows)}"
+
+
+def boundaries() -> str:
+    """Fixed stride and learned router side by side."""
+    rows = []
+    for label, report in runs():
+        fidelity, row = report["fidelity"], [label, f"{report['fidelity']['chunks']['dream']:.2f}"]
+        for horizon in ("1", "5", "15", "50"):
+            row.append(share(fidelity["horizons"][horizon]["frames"]["dream"]["changed_seen"]["exact"]))
+        row.append(share(fidelity["horizons"]["15"]["frames"]["closed_loop"]["changed_seen"]["exact"]))
+        agent = report.get("agent_real")
+        row.append(f"{agent['success']:.0%}, {agent['mean_length']:.0f}" if agent else "-")
+        rows.append(row)
+    header = ["boundaries", "chunks a frame", "exact@1", "@5", "@15", "@50", "closed loop", "agent: success, steps"]
+    return f"DoorKey-5x5, changed frames on seen ground:\n\n{markdown(header, rows)}"
+
+
+def fidelity_full() -> str:
+    """The whole reports."""
+    return "\n\n".join(
+        f"**{label}** (`{r['command']}`)\n\n{fidelity_table(r['fidelity']).rstrip()}" for label, r in runs()
+    )
+
+
+def speeds() -> str:
+    """The speed tables of all runs measured."""
+    return "\n\n".join(speed.report(json.loads(p.read_text())) for p in sorted(RESULTS.glob("speed_*[0-9].json")))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "fidelity": fidelity,
+    "fidelity_full": fidelity_full,
+    "boundaries": boundaries,
+    "speed": speeds,
+}
+
+
+def main() -> None:
+    """Rewrite every table in every document."""
+    for name in DOCUMENTS:
+        path = ROOT / name
+
+        def table(match: re.Match[str]) -> str:
+            return f"<!-- table:{match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+
+        path.write_text(re.sub(r"<!-- table:(\w+) -->\n.*?<!-- end -->", table, path.read_text(), flags=re.DOTALL))
+        print(f"{name} is up to date")
+
+
+if __name__ == "__main__":
+    main()
