@@ -125,7 +125,7 @@ class CausalStage(nn.Module):
             memory["chunks"] = memory["chunks"] + 1
             memory["extra"] = torch.zeros_like(memory["extra"])
         elif self.router is not None:
-            self._route_step(h, action_BA, memory)
+            self._route_step(self.router, h, action_BA, memory)
         memory["encoded"] = h
         y = self.decoder.step(memory["smoothed"] + self.residual(h), memory, "decoder", memory["tokens"])
         memory["tokens"] = memory["tokens"] + 1
@@ -135,8 +135,8 @@ class CausalStage(nn.Module):
         wide = torch.cat([h, self.side2(action)], dim=-1)
         return self.main.step(wide, memory, "main", memory["chunks"])[:, : h.shape[-1]]
 
-    def _route_step(self, h: Tensor, action: Tensor, memory: Memory) -> None:
-        p = self.router.probability(memory["encoded"], h)
+    def _route_step(self, router: Router, h: Tensor, action: Tensor, memory: Memory) -> None:
+        p = router.probability(memory["encoded"], h)
         boundary = (p > 0.5) & (memory["extra"] < self.max_extra)
         memory["extra"] = memory["extra"] + (p > 0.5)  # counts refused ones too, as the whole-row pass does
         if not boundary.any():

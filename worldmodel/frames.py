@@ -151,18 +151,18 @@ class FrameStage(nn.Module):
             start = self.fixed_start.expand(U, -1)
             chunks, routing = Chunks.at(start, torch.ones_like(start, dtype=torch.bool), P), None
         else:
-            chunks, routing = self._route(h, weight_U)
+            chunks, routing = self._route(self.router, h, weight_U)
         K = chunks.start.shape[1]
         member = F.one_hot(chunks.of_patch, K).to(h.dtype).transpose(1, 2)  # (U, K, P)
         weighed = (h.unsqueeze(2) * self.pool_gain).flatten(2)  # (U, P, R * D)
         pooled = member @ weighed / member.sum(-1, keepdim=True).clamp(min=1).sqrt()
         return chunks, self.posterior(torch.cat([take(h, chunks.start), pooled], dim=-1)), routing
 
-    def _route(self, h_UPD: Tensor, weight_U: Tensor) -> tuple[Chunks, Routing]:
+    def _route(self, router: Router, h_UPD: Tensor, weight_U: Tensor) -> tuple[Chunks, Routing]:
         U, P, _ = h_UPD.shape
         free = torch.ones(U, P, device=h_UPD.device)
         free[:, 0] = 0  # the first patch always starts a chunk, and does not count as the router's doing
-        routing = self.router(h_UPD, free, weight_U[:, None].expand(U, P).float())
+        routing = router(h_UPD, free, weight_U[:, None].expand(U, P).float())
         rank = routing.probability.detach().clone()
         rank[:, 0] = 2.0
         boundary = routing.boundary.clone()

@@ -9,6 +9,8 @@ Shape suffixes: B batch, L positions, D width, H heads, E head width, W window.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +117,7 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width) if kind in "MT" else None
 
     def _finish(self, x: Tensor) -> Tensor:
-        return x if self.mlp is None else x + self.mlp(self.norm2(x))
+        return x if self.mlp is None or self.norm2 is None else x + self.mlp(self.norm2(x))
 
     def forward(self, x_BLD: Tensor, reset_BL: Tensor | None = None) -> Tensor:
         h = self.norm1(x_BLD)
@@ -149,7 +151,7 @@ class Stack(nn.Module):
     ) -> None:
         super().__init__()
         kinds = parse_layers(layers)
-        self.blocks = nn.ModuleList(
+        self.blocks: Iterable[Any] = nn.ModuleList(
             Block(kind, width, heads=heads, mamba=mamba, causal=causal, window=window) for kind in kinds
         )
         self.norm = nn.RMSNorm(width, eps=1e-5)

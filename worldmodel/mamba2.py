@@ -59,6 +59,10 @@ class Mamba2(nn.Module):
         z, xBC, dt = self.in_proj(u).split([self.inner, self.conv_width, self.heads], dim=-1)
         return z, xBC, F.softplus(dt + self.dt_bias)
 
+    def _filters(self) -> tuple[Tensor, Tensor]:
+        assert self.conv1d.bias is not None
+        return self.conv1d.weight[:, 0], self.conv1d.bias
+
     def forward(
         self, u_BLD: Tensor, reset_BL: Tensor | None = None, state: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -75,7 +79,7 @@ class Mamba2(nn.Module):
         B, L, _ = u_BLD.shape
         conv, ssm = state if state is not None else (None, None)
         z, xBC, dt = self._split(u_BLD)
-        xBC, conv = causal_conv(xBC, self.conv1d.weight[:, 0], self.conv1d.bias, reset_BL=reset_BL, initial_BKD=conv)
+        xBC, conv = causal_conv(xBC, *self._filters(), reset_BL=reset_BL, initial_BKD=conv)
         x, b, c = F.silu(xBC).split([self.inner, self.state, self.state], dim=-1)
         x = x.reshape(B, L, self.heads, self.headdim)
         y, ssm = ssd_scan(
@@ -88,7 +92,7 @@ class Mamba2(nn.Module):
         """Run one position; the given state is not written to."""
         conv, ssm = state
         z, xBC, dt = self._split(u_BD)
-        xBC, conv = causal_conv_step(xBC, self.conv1d.weight[:, 0], self.conv1d.bias, conv)
+        xBC, conv = causal_conv_step(xBC, *self._filters(), conv)
         x, b, c = F.silu(xBC).split([self.inner, self.state, self.state], dim=-1)
         x = x.reshape(-1, self.heads, self.headdim)
         y, ssm = ssd_step(x, dt, -self.A_log.exp(), b, c, ssm)
