@@ -160,7 +160,7 @@ class AgentTrainer:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         # What a killed run had drawn beyond its last checkpoint is drawn again.
-        return SummaryWriter(str(self.out / "tensorboard"), purge_step=int(self.agent.updates))
+        return SummaryWriter(str(self.out / "tensorboard" / "agent"), purge_step=int(self.agent.updates))
 
 
 def agent_loss(agent: ActorCritic, dream: Dream) -> tuple[Tensor, dict[str, float]]:

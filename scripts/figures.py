@@ -33,12 +33,14 @@ def learning_curves(run: Path, path: Path) -> None:
     """What TensorBoard has of the model and the agent of a run, in one picture."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 1})
-    events.Reload()
-    known = set(events.Tags()["scalars"])
+    curves = {}
+    for part in ("model", "agent"):  # apart, for each counts its own updates
+        events = EventAccumulator(str(run / "tensorboard" / part), size_guidance={"scalars": 0, "images": 1})
+        events.Reload()
+        curves |= {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
     figure = Figure(figsize=(12, 6), layout="constrained")
     for axes, (title, tag) in zip(figure.subplots(2, 3).flat, CURVES.items()):
-        points = events.Scalars(tag) if tag in known else []
+        points = curves.get(tag, [])
         axes.plot([p.step for p in points], [p.value for p in points], linewidth=1, color="#3465a4")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("update", fontsize=8)

@@ -116,7 +116,7 @@ class Trainer:
             raise ValueError("say when to stop: updates, minutes or both")
         device = self.model.device
         began, frames, since = time.monotonic(), 0, time.monotonic()
-        writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.update or None)
+        writer = SummaryWriter(str(self.run / "tensorboard" / "model"), purge_step=self.update or None)
         bar = tqdm(total=updates, initial=self.update, unit="update", desc="train", disable=not progress)
         source = iter(self.batches)
         self.model.train()

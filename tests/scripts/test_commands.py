@@ -106,7 +106,7 @@ def test_own_data_can_be_trained_on(tmp_path, capsys):
 def test_training_films_what_it_dreams(copy):
     argv = ["train", "--data", str(copy / "data"), "--out", str(copy / "run"), "--resume", "--updates", "3"]
     assert main([*argv, "--report-every", "1", "--device", "cpu"]) == 0
-    events = EventAccumulator(str(copy / "run" / "tensorboard"), size_guidance={"images": 0})
+    events = EventAccumulator(str(copy / "run" / "tensorboard" / "model"), size_guidance={"images": 0})
     events.Reload()
     (film,) = events.Images("open_loop/truth_dream_error")
     assert film.step == 3 and film.encoded_image_string.startswith(b"GIF")
