@@ -5,9 +5,10 @@ chunk where p > 1/2. Two things differ here, each for a failure that was seen:
 
 * Neighbouring patches of a frame look alike, cos is near 1, and no boundary ever appears. So a running mean of the
   inputs is taken away first, and what is left is normed.
-* The ratio loss alone lets the rate drift. So p is measured against tau, the running (1 - rate)-quantile of p:
-  `p' = sigmoid(logit p - logit tau)` with the threshold 1/2. Mean and tau are buffers, used alike in training,
-  evaluation and steps, and renewed after each training pass.
+* The ratio loss alone lets the rate drift. So p is measured against tau, the (1 - rate)-quantile of p:
+  `p' = sigmoid(logit p - logit tau)` with the threshold 1/2. As in batch norm, a training pass takes mean and tau from
+  its own positions and leaves them in buffers, which evaluation and steps use. Those of the pass before would not do:
+  learning pushes p on at every update, and the chunks were 1.2 to 2 times the wanted ones for hundreds of updates.
 
 Shape suffixes: B batch, L positions, D width.
 """
@@ -62,7 +63,6 @@ class Router(nn.Module):
 
     mean: Tensor
     logit_tau: Tensor
-    passes: Tensor
 
     def __init__(self, width: int, rate: float) -> None:
         super().__init__()
@@ -75,7 +75,6 @@ class Router(nn.Module):
         nn.init.eye_(self.k.weight)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("logit_tau", torch.zeros(()))
-        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
 
     def raw_logit(self, before: Tensor, here: Tensor) -> Tensor:
         """logit p of a boundary at `here`, in fp32. Both `(..., D)`."""
@@ -97,29 +96,18 @@ class Router(nn.Module):
                 position is never free, there is nothing before it.
             weight_BL: how often each position counts in F, G, mean and tau (a frame stored once may occur often).
         """
-        logit = F.pad(self.raw_logit(x_BLD[:, :-1], x_BLD[:, 1:]), (1, 0))
-        p = torch.sigmoid(logit - self.logit_tau) * free_BL
-        boundary = p > 0.5
         weight = weight_BL * free_BL
         total = weight.sum().clamp(min=1e-6)
+        chosen = weight > 0
+        measure = self.training and bool(chosen.any())
+        if measure:
+            self.mean.copy_((x_BLD.detach().float() * (weight / total).unsqueeze(-1)).sum((0, 1)))
+        logit = F.pad(self.raw_logit(x_BLD[:, :-1], x_BLD[:, 1:]), (1, 0))
+        if measure:
+            self.logit_tau.copy_(weighted_quantile(logit.detach()[chosen], weight[chosen], 1 - self.rate))
+        p = torch.sigmoid(logit - self.logit_tau) * free_BL
+        boundary = p > 0.5
         hard, soft = (boundary * weight).sum() / total, (p * weight).sum() / total
         n = 1.0 / self.rate
         ratio_loss = n / (n - 1) * ((n - 1) * hard * soft + (1 - hard) * (1 - soft))
-        if self.training:
-            self._renew(x_BLD.detach(), weight)
         return Routing(boundary, p, ratio_loss, hard, soft)
-
-    @torch.no_grad()
-    def _renew(self, x: Tensor, weight: Tensor) -> None:
-        chosen = weight > 0
-        if not chosen.any():
-            return
-        self.passes += 1
-        # Early in training p drifts within a few updates, and a slow average would hold the rate of the past: with one
-        # over 100 passes the chunks went from 3.5 times to none of the wanted ones and then to twice as many.
-        step = (1.0 / self.passes).clamp(min=0.5)
-        share = weight[chosen] / weight[chosen].sum()
-        self.mean.lerp_((x[chosen].float() * share[:, None]).sum(0), step)
-        # tau belongs to the mean that the next pass will take away, not to the one that this pass took.
-        logit = F.pad(self.raw_logit(x[:, :-1], x[:, 1:]), (1, 0))
-        self.logit_tau.lerp_(weighted_quantile(logit[chosen], share, 1 - self.rate), step)
