@@ -7,6 +7,7 @@ what a decaying rate does without having to know when the training will end.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import pickle
@@ -26,6 +27,7 @@ from worldmodel.checkpoint import save_weights, write_atomically
 from worldmodel.errors import UserError
 from worldmodel.losses import LossConfig, picture_loss, world_model_loss
 from worldmodel.model import WorldModel
+from worldmodel.router import Router
 
 TRAINER_FILE = "trainer.pt"
 SHOWN = ("loss/reconstruction", "latent/kl")  # beside the bar
@@ -77,14 +79,13 @@ class Trainer:
         self.config = config or TrainConfig()
         self.update = 0
         self.parameters = list(model.parameters())
-        # Buffers are averaged too: a router's last quantile does not fit averaged weights (0 to 5 times the chunks).
-        self.current = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}  # shares memory
+        self.averaged = copy.deepcopy(model).eval().requires_grad_(False)
+        self.last: tuple[Batch, Tensor] | None = None  # what the last update saw, and its noise
         frame = {id(p) for p in model.frame_stage.parameters()}
         self.parts = {
             "frame_stage": [p for p in self.parameters if id(p) in frame],
             "rest": [p for p in self.parameters if id(p) not in frame],
         }
-        self.averaged = [t.clone() for t in self.current.values()]
         # Matrices decay; norms, biases, A_log, D, dt_bias and learned vectors (fewer than two axes) do not.
         groups = [
             {"params": [p for p in self.parameters if p.dim() >= 2], "weight_decay": self.config.weight_decay},
@@ -174,35 +175,45 @@ class Trainer:
         self.update += 1
         # A plain average at first, so that the start is forgotten soon.
         decay = min(self.config.average, self.update / (self.update + 10))
+        averaged: list[Tensor] = [*self.averaged.parameters()]
         with torch.no_grad():
-            torch._foreach_lerp_(self.averaged, list(self.current.values()), 1 - decay)
+            torch._foreach_lerp_(averaged, list[Tensor](self.parameters), 1 - decay)
+        self.last = batch, key
         return notes
 
     def averaged_model(self) -> WorldModel:
         """A copy of the model with the averaged weights, in evaluation mode."""
-        model = WorldModel(self.model.config).to(self.model.device)
-        model.load_state_dict(self._weights())
-        return model.eval().requires_grad_(False)
+        return copy.deepcopy(self._fitted())
 
-    def _weights(self) -> dict[str, Tensor]:
-        return self.model.state_dict() | dict(zip(self.current, self.averaged))
+    @torch.no_grad()
+    def _fitted(self) -> WorldModel:
+        """The averaged model, its routers' quantiles taken from its own view of the last batch.
+
+        Those of the weights in training do not fit: with them there were 0 to 5 times the wanted chunks.
+        """
+        if self.last is not None and any(isinstance(module, Router) for module in self.averaged.modules()):
+            self.averaged.train()
+            self.averaged(*self.last)
+            self.averaged.eval()
+        return self.averaged
 
     def save(self) -> None:
         """Write `trainer.pt`, then the averaged weights; each is whole or absent."""
+        averaged = self._fitted().state_dict()
         content = {
             "format_version": 1,
             "update": self.update,
             "seed": self.seed,
             "config": dataclasses.asdict(self.config),
             "model": self.model.state_dict(),
-            "averaged": self.averaged,
+            "averaged": averaged,
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_atomically(self.run / TRAINER_FILE, buffer.getvalue())
-        save_weights(self.run, self._weights())
+        save_weights(self.run, averaged)
 
     def resume(self) -> None:
         """Go on from the run's `trainer.pt`.
@@ -217,8 +228,7 @@ class Trainer:
             content = torch.load(path, map_location=self.model.device, weights_only=True)
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
-            for mine, saved in zip(self.averaged, content["averaged"], strict=True):
-                mine.copy_(saved)
+            self.averaged.load_state_dict(content["averaged"])
             self.batches.load_state_dict(content["batches"])
             self.update, self.seed = content["update"], content["seed"]
         except (RuntimeError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
