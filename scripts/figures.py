@@ -35,6 +35,8 @@ def learning_curves(run: Path, path: Path) -> None:
 
     curves = {}
     for part in ("model", "agent"):  # apart, for each counts its own updates
+        if not (run / "tensorboard" / part).is_dir():  # what was never trained has no curve
+            continue
         events = EventAccumulator(str(run / "tensorboard" / part), size_guidance={"scalars": 0, "images": 1})
         events.Reload()
         curves |= {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
