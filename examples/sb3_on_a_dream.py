@@ -1,12 +1,13 @@
 """Train Stable-Baselines3's PPO inside a world model, then try it in the real environment.
 
-    python examples/sb3_on_a_dream.py runs/demo
+    python examples/sb3_on_a_dream.py [RUN]        # the small run beside this file if left out
 
 SB3 takes `gymnasium.make("worldmodel/Dream-v0", checkpoint=run)` as it is. It has its own idea of vector environments,
 however, and a world model is much faster many rows wide: `WideDream` is all it takes. Copy it.
 """
 
 import sys
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -57,7 +58,7 @@ class WideDream(VecEnv):
 
 
 if __name__ == "__main__":
-    run = sys.argv[1] if len(sys.argv) > 1 else "runs/demo"
+    run = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "run")
     steps = int(sys.argv[2]) if len(sys.argv) > 2 else 50_000
 
     dream = VecMonitor(WideDream(gymnasium.make_vec("worldmodel/Dream-v0", num_envs=32, checkpoint=run)))

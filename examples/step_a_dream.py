@@ -1,16 +1,17 @@
 """Step a world model as if it were the environment it learnt: one dream, then 64 at once, then one moment twice.
 
-python examples/step_a_dream.py runs/demo
+python examples/step_a_dream.py [RUN]        # the small run beside this file if left out
 """
 
 import sys
 import time
+from pathlib import Path
 
 import gymnasium
 
 import worldmodel  # noqa: F401 (the import registers worldmodel/Dream-v0)
 
-run = sys.argv[1] if len(sys.argv) > 1 else "runs/demo"
+run = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "run")
 
 # One dream, behind the interface of any Gymnasium environment.
 env = gymnasium.make("worldmodel/Dream-v0", checkpoint=run)
@@ -35,7 +36,7 @@ print(f"64 dreams: {64 * 20 / (time.perf_counter() - began):.0f} steps/s, {episo
 # A dream can be kept and gone on from twice: here with the same chance, but a different action.
 observation, info = env.reset(seed=1)
 here = env.unwrapped.get_state()
-actions = [env.action_space.sample() for _ in range(4)]
+actions = list(range(env.action_space.n))[:3]
 futures = []
 for action in actions:
     env.unwrapped.set_state(here)
