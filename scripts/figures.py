@@ -33,7 +33,7 @@ def learning_curves(run: Path, path: Path) -> None:
     """What TensorBoard has of the model and the agent of a run, in one picture."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    curves = {}
+    curves: dict[str, list] = {}
     for part in ("model", "agent"):  # apart, for each counts its own updates
         if not (run / "tensorboard" / part).is_dir():  # what was never trained has no curve
             continue

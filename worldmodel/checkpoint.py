@@ -1,7 +1,7 @@
 """A run folder's files, each written whole or not at all.
 
-    config.json                format version, the model's config, the environment it was learned from
-    world_model.safetensors    weights
+config.json                format version, the model's config, the environment it was learned from
+world_model.safetensors    weights
 """
 
 from __future__ import annotations
