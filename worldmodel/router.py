@@ -6,9 +6,10 @@ chunk where p > 1/2. Two things differ here, each for a failure that was seen:
 * Neighbouring patches of a frame look alike, cos is near 1, and no boundary ever appears. So a running mean of the
   inputs is taken away first, and what is left is normed.
 * The ratio loss alone lets the rate drift. So p is measured against tau, the (1 - rate)-quantile of p:
-  `p' = sigmoid(logit p - logit tau)` with the threshold 1/2. As in batch norm, a training pass takes mean and tau from
-  its own positions and leaves them in buffers, which evaluation and steps use. Those of the pass before would not do:
-  learning pushes p on at every update, and the chunks were 1.2 to 2 times the wanted ones for hundreds of updates.
+  `p' = sigmoid(logit p - logit tau)` with the threshold 1/2. Mean and tau are buffers, which evaluation and steps use
+  as they are. The first training passes take both from their own positions, as in batch norm: those of the pass before
+  would not do, learning pushes p on at every update, and the chunks were 1.2 to 2 times the wanted ones. Once settled,
+  the buffers move slowly.
 
 Shape suffixes: B batch, L positions, D width.
 """
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+SETTLED = 1000  # passes after which mean and tau move slowly
 
 
 @dataclass
@@ -63,6 +66,7 @@ class Router(nn.Module):
 
     mean: Tensor
     logit_tau: Tensor
+    passes: Tensor
 
     def __init__(self, width: int, rate: float) -> None:
         super().__init__()
@@ -75,6 +79,7 @@ class Router(nn.Module):
         nn.init.eye_(self.k.weight)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("logit_tau", torch.zeros(()))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
 
     def raw_logit(self, before: Tensor, here: Tensor) -> Tensor:
         """logit p of a boundary at `here`, in fp32. Both `(..., D)`."""
@@ -100,11 +105,16 @@ class Router(nn.Module):
         total = weight.sum().clamp(min=1e-6)
         chosen = weight > 0
         measure = self.training and bool(chosen.any())
+        # At first what this pass says, whole. Later slowly: a threshold that jumps from batch to batch makes boundaries
+        # flicker, and with them the code that the prior has to foretell.
+        share = 1.0 if self.passes < SETTLED else 0.01
         if measure:
-            self.mean.copy_((x_BLD.detach().float() * (weight / total).unsqueeze(-1)).sum((0, 1)))
+            self.passes += 1
+            self.mean.lerp_((x_BLD.detach().float() * (weight / total).unsqueeze(-1)).sum((0, 1)), share)
         logit = F.pad(self.raw_logit(x_BLD[:, :-1], x_BLD[:, 1:]), (1, 0))
         if measure:
-            self.logit_tau.copy_(weighted_quantile(logit.detach()[chosen], weight[chosen], 1 - self.rate))
+            quantile = weighted_quantile(logit.detach()[chosen], weight[chosen], 1 - self.rate)
+            self.logit_tau.lerp_(quantile, share)
         p = torch.sigmoid(logit - self.logit_tau) * free_BL
         boundary = p > 0.5
         hard, soft = (boundary * weight).sum() / total, (p * weight).sum() / total
