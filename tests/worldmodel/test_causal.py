@@ -1,0 +1,245 @@
+"""The causal stage by itself, token by token: nothing looks ahead, in any part of it, and steps are the row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_models import CONFIGS, EXTRA, LEARNED, STRIDE, random_model
+
+from worldmodel.causal import CausalStage, where_rows
+from worldmodel.layers import Memory
+from worldmodel.model import WorldModel
+
+NAMES = ["stride", "learned", "extra", "stride_extra", "vector_learned"]
+every_stage = pytest.mark.parametrize("name", NAMES)
+
+
+def stage_of(name: str, push: float = 0.0) -> CausalStage:
+    """A stage in which everything matters; `push` makes its router want more (or fewer) boundaries."""
+    stage = random_model(CONFIGS[name]).causal_stage
+    if stage.router is not None:
+        stage.router.logit_tau -= push
+    return stage
+
+
+class Tokens:
+    """Rows of tokens with their own numbers of chunks a frame, pads on the right, and rows that restart."""
+
+    def __init__(self, stage: CausalStage, action_width: int, seed: int = 0, frames: int = 6) -> None:
+        g = torch.Generator().manual_seed(seed)
+        rows = []
+        for b in range(3):
+            row = []
+            for t in range(frames):
+                restart = t == 0 or (b == 1 and t == 3) or (b == 2 and t in (2, 4))
+                chunks = int(torch.randint(1, 5, (), generator=g))
+                row += [(True, restart, t)] + [(False, False, t)] * chunks
+            rows.append(row)
+        self.length = max(map(len, rows))
+        self.valid, self.is_frame, self.reset = (torch.zeros(3, self.length, dtype=torch.bool) for _ in range(3))
+        actions = torch.randn(3, frames, action_width, generator=g)
+        self.action = torch.zeros(3, self.length, action_width)
+        self.frame_of = torch.full((3, self.length), -1)
+        for b, row in enumerate(rows):
+            for i, (is_frame, restart, t) in enumerate(row):
+                self.valid[b, i], self.is_frame[b, i], self.reset[b, i] = True, is_frame, restart
+                self.action[b, i], self.frame_of[b, i] = actions[b, t], t
+        self.content = torch.randn(3, self.length, stage.frame_token.shape[0], generator=g)
+
+    @torch.no_grad()
+    def run(self, stage: CausalStage, content: torch.Tensor | None = None, action: torch.Tensor | None = None):
+        return stage(
+            self.content if content is None else content,
+            self.action if action is None else action,
+            self.is_frame,
+            self.reset,
+            self.valid,
+        )
+
+
+def tokens_for(name: str, stage: CausalStage, seed: int = 0) -> Tokens:
+    return Tokens(stage, CONFIGS[name].action.width + 1, seed)
+
+
+@torch.no_grad()
+def step_row(stage: CausalStage, tokens: Tokens, b: int) -> torch.Tensor:
+    memory: Memory = stage.initial_memory(1)
+    out = []
+    for i in range(int(tokens.valid[b].sum())):
+        if tokens.reset[b, i]:
+            memory = stage.initial_memory(1)
+        content = None if tokens.is_frame[b, i] else tokens.content[b : b + 1, i]
+        out.append(stage.step(content, tokens.action[b : b + 1, i], memory)[0])
+    return torch.stack(out)
+
+
+@every_stage
+@pytest.mark.parametrize("push", [0.0, 2.0, -2.0])
+def test_every_token_of_a_row_is_its_step(name: str, push: float) -> None:
+    stage = stage_of(name, push)
+    tokens = tokens_for(name, stage)
+    y, _ = tokens.run(stage)
+    for b in range(3):
+        torch.testing.assert_close(step_row(stage, tokens, b), y[b, tokens.valid[b]], atol=1e-4, rtol=1e-4)
+
+
+@every_stage
+def test_no_part_of_the_stage_looks_ahead(name: str) -> None:
+    stage = stage_of(name)
+    tokens = tokens_for(name, stage)
+    said: dict[str, torch.Tensor] = {}
+    for part in ("encoder", "main", "decoder"):
+        getattr(stage, part).register_forward_hook(lambda _m, _i, out, part=part: said.__setitem__(part, out))
+    y, routing = tokens.run(stage)
+    before = {**said, "y": y}
+    boundary = tokens.is_frame.clone()
+    if routing is not None:
+        before["probability"] = routing.probability
+    for cut in range(1, tokens.length):
+        content, action = tokens.content.clone(), tokens.action.clone()
+        content[:, cut:] = torch.randn(content[:, cut:].shape)
+        # A whole frame takes its action: the first frame that begins at the cut or behind it, if the row has one.
+        begins = tokens.frame_of[:, cut : cut + 1] + (~tokens.is_frame[:, cut : cut + 1])
+        action[tokens.frame_of >= torch.where(tokens.valid[:, cut : cut + 1], begins, 99)] += 1.0
+        y, routing = tokens.run(stage, content, action)
+        after = {**said, "y": y}
+        if routing is not None:
+            after["probability"] = routing.probability
+        for part in ("encoder", "decoder", "y", "probability"):
+            if part in before:
+                torch.testing.assert_close(before[part][:, :cut], after[part][:, :cut], atol=1e-6, rtol=1e-6, msg=part)
+        for b in range(3):  # at least one main token a frame
+            n = int(boundary[b, :cut].sum())
+            torch.testing.assert_close(before["main"][b, :n], after["main"][b, :n], atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(before["y"], after["y"])
+
+
+@every_stage
+def test_an_action_reaches_its_own_frame_token_and_no_earlier_one(name: str) -> None:
+    stage = stage_of(name)
+    tokens = tokens_for(name, stage)
+    y, _ = tokens.run(stage)
+    for t in range(6):
+        action = tokens.action.clone()
+        action[tokens.frame_of == t] += 1.0
+        other, _ = tokens.run(stage, action=action)
+        earlier = tokens.valid & (tokens.frame_of < t)
+        torch.testing.assert_close(y[earlier], other[earlier], atol=1e-6, rtol=1e-6)
+        here = tokens.is_frame & (tokens.frame_of == t)
+        assert ((y - other).abs().amax(-1)[here] > 1e-5).all()
+
+
+@every_stage
+def test_the_main_network_takes_in_the_action_by_itself(name: str) -> None:
+    """At every widening: with the first side vector silenced, the second still carries it."""
+    stage = stage_of(name)
+    tokens = tokens_for(name, stage)
+    for kept, silent in ((stage.side1, stage.side2), (stage.side2, stage.side1)):
+        weight = silent.action.weight.detach().clone()
+        with torch.no_grad():
+            silent.action.weight.zero_()
+        y, _ = tokens.run(stage)
+        other, _ = tokens.run(stage, action=tokens.action + 1.0)
+        assert ((y - other).abs().amax(-1)[tokens.is_frame] > 1e-6).all(), kept
+        with torch.no_grad():
+            silent.action.weight.copy_(weight)
+
+
+@every_stage
+def test_pads_move_nothing(name: str) -> None:
+    stage = stage_of(name)
+    tokens = tokens_for(name, stage)
+    assert not tokens.valid.all()
+    y, routing = tokens.run(stage)
+    pads = ~tokens.valid
+    other, other_routing = tokens.run(
+        stage,
+        tokens.content.masked_fill(pads.unsqueeze(-1), 1e3),
+        tokens.action.masked_fill(pads.unsqueeze(-1), -1e3),
+    )
+    assert torch.equal(y[tokens.valid], other[tokens.valid])
+    if routing is not None:
+        for label in ("hard_rate", "soft_rate", "ratio_loss"):
+            assert torch.equal(getattr(routing, label), getattr(other_routing, label))
+
+
+@pytest.mark.parametrize("name", ["extra", "stride_extra"])
+def test_pads_and_forced_boundaries_stay_out_of_the_routers_statistics(name: str) -> None:
+    stage = stage_of(name)
+    tokens = tokens_for(name, stage)
+    stage.train()
+    kept = []
+    for filler in (0.0, 1e3):
+        content = tokens.content.masked_fill(~tokens.valid.unsqueeze(-1), filler)
+        _, routing = tokens.run(stage, content)
+        kept.append((stage.router.mean.clone(), stage.router.logit_tau.clone(), routing.hard_rate, routing.soft_rate))
+        free = (tokens.valid & ~tokens.is_frame).float()
+        torch.testing.assert_close(routing.hard_rate, (routing.boundary * free).sum() / free.sum())
+        torch.testing.assert_close(routing.soft_rate, (routing.probability * free).sum() / free.sum())
+    torch.testing.assert_close(*kept)
+
+
+@pytest.mark.parametrize("cap", [0, 1, 3])
+def test_extra_boundaries_are_capped_frame_by_frame_without_looking_ahead(cap: int) -> None:
+    config = replace(EXTRA, causal=replace(EXTRA.causal, max_extra=cap))
+    stage = random_model(config).causal_stage
+    stage.router.logit_tau -= 3.0
+    tokens = Tokens(stage, config.action.width + 1)
+    runs: list[int] = []
+    stage.main.register_forward_hook(lambda _m, args, _out: runs.append(args[0].shape[1]))
+    y, routing = tokens.run(stage)
+    wanted = routing.boundary & ~tokens.is_frame & tokens.valid
+    assert wanted.sum() > 30  # far more than may run
+    fullest = 0
+    for b in range(3):
+        for t in range(6):
+            runs_here = 1 + min(cap, int(wanted[b, tokens.frame_of[b] == t].sum()))
+            assert runs_here <= 1 + cap
+        fullest = max(fullest, sum(1 + min(cap, int(wanted[b, tokens.frame_of[b] == t].sum())) for t in range(6)))
+    assert runs == [fullest]
+    for b in range(3):
+        torch.testing.assert_close(step_row(stage, tokens, b), y[b, tokens.valid[b]], atol=1e-4, rtol=1e-4)
+
+
+def test_a_new_model_is_a_plain_h_net_in_which_actions_do_nothing_yet() -> None:
+    torch.manual_seed(0)
+    stage = WorldModel(LEARNED).eval().causal_stage
+    tokens = Tokens(stage, LEARNED.action.width + 1)
+    assert torch.equal(tokens.run(stage)[0], tokens.run(stage, action=tokens.action + 5.0)[0])
+    assert (stage.residual.weight == 0).all()
+    assert (stage.residual.bias == 0).all()
+
+
+def test_what_stands_at_a_frame_token_is_the_learned_one() -> None:
+    stage = stage_of("stride")
+    tokens = tokens_for("stride", stage)
+    content = tokens.content.masked_fill(tokens.is_frame.unsqueeze(-1), 9.0)
+    assert torch.equal(tokens.run(stage)[0], tokens.run(stage, content)[0])
+
+
+def test_rows_frozen_in_a_batch_of_steps_keep_every_tensor() -> None:
+    """As a dream does for rows whose frame has ended: step all, put the ended ones back."""
+    stage = stage_of("extra", push=2.0)
+    tokens = tokens_for("extra", stage)
+    memory = stage.initial_memory(3)
+    with torch.no_grad():
+        stage.step(None, tokens.action[:, 0], memory)
+        for i in range(1, 4):
+            before = dict(memory)
+            kept = {label: value.clone() for label, value in memory.items()}
+            ran = dict(memory)
+            stage.step(tokens.content[:, i], tokens.action[:, 0], ran)
+            active = torch.tensor([True, False, i == 1])
+            memory = {label: where_rows(active, ran[label], memory[label]) for label in memory}
+            for label, value in before.items():
+                assert torch.equal(value, kept[label]), label  # nothing was written in place
+                assert torch.equal(memory[label][1], kept[label][1]), label
+        assert memory["tokens"].tolist() == [4, 1, 2]
+
+
+@pytest.mark.parametrize("changes", [{"width": 16}, {"width": 17}, {"extra": 4.0}, {"extra": 9.0}])
+def test_widths_that_do_not_grow_and_rates_above_one_are_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"growing width|rate must lie"):
+        WorldModel(replace(STRIDE, causal=replace(STRIDE.causal, **changes)))
