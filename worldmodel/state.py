@@ -35,8 +35,8 @@ class DreamState:
 
     def __getitem__(self, rows: int | slice | Tensor | Sequence[int]) -> DreamState:
         """Some of the rows: an index (kept as a batch of one), a slice, a mask or a list of indices."""
-        if isinstance(rows, int):
-            rows = [rows]
+        if not isinstance(rows, slice) and torch.as_tensor(rows).dim() == 0:
+            rows = torch.as_tensor(rows).view(1)  # also a number of numpy's, or a tensor that holds one
         return DreamState({name: value[rows] for name, value in self.tensors.items()})
 
     def where(self, mask: Tensor, other: DreamState) -> DreamState:
@@ -53,7 +53,7 @@ class DreamState:
 
     def reseed(self, seeds: Tensor) -> DreamState:
         """The same memories with new noise: `seeds` `(B,)` int64 become the rows' keys and their steps count from 0."""
-        seeds = seeds.to(self.tensors["key"])
+        seeds = seeds.to(self.tensors["key"]).clone()  # the caller may go on to change his own
         return DreamState(self.tensors | {"key": seeds, "step": torch.zeros_like(seeds)})
 
     @staticmethod
