@@ -135,12 +135,12 @@ class FrameStage(nn.Module):
         self.decoder = Stack(frame.decoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
         self.paint = nn.Linear(D, V)
 
-    def encode(self, patches_UPV: Tensor, weight_U: Tensor) -> tuple[Chunks, Tensor, Routing | None]:
+    def encode(self, patches_UPV: Tensor, weight_U: Tensor | None) -> tuple[Chunks, Tensor, Routing | None]:
         """Chunk some frames.
 
         Args:
             patches_UPV: from `self.patches`.
-            weight_U: how often each frame occurs; only statistics use it.
+            weight_U: how often each frame occurs, for the router's statistics; None leaves them alone.
 
         Returns:
             The chunks, the posterior's parameters `(U, K, latent parameters)`, and what the router said.
@@ -158,11 +158,12 @@ class FrameStage(nn.Module):
         pooled = member @ weighed / member.sum(-1, keepdim=True).clamp(min=1).sqrt()
         return chunks, self.posterior(torch.cat([take(h, chunks.start), pooled], dim=-1)), routing
 
-    def _route(self, router: Router, h_UPD: Tensor, weight_U: Tensor) -> tuple[Chunks, Routing]:
+    def _route(self, router: Router, h_UPD: Tensor, weight_U: Tensor | None) -> tuple[Chunks, Routing]:
         U, P, _ = h_UPD.shape
         free = torch.ones(U, P, device=h_UPD.device)
         free[:, 0] = 0  # the first patch always starts a chunk, and does not count as the router's doing
-        routing = router(h_UPD, free, weight_U[:, None].expand(U, P).float())
+        weight = None if weight_U is None else weight_U[:, None].expand(U, P).float()
+        routing = router(h_UPD, free, weight)
         rank = routing.probability.detach().clone()
         rank[:, 0] = 2.0
         boundary = routing.boundary.clone()

@@ -189,7 +189,7 @@ class WorldModel(nn.Module):
             seed: of the noise. A number gives every row its own key; a tensor `(B,)` int64 is taken as the keys.
         """
         rows = torch.arange(batch_size, device=self.device)
-        keys = seed.to(rows) if isinstance(seed, Tensor) else (rows << 32) + seed
+        keys = seed.to(rows).clone() if isinstance(seed, Tensor) else (rows << 32) + seed
         memory = self.causal_stage.initial_memory(batch_size)
         memory["key"], memory["step"] = keys, torch.zeros_like(keys)
         memory["feature"] = self.embed_start.new_zeros(batch_size, self.feature_width)
@@ -213,12 +213,14 @@ class WorldModel(nn.Module):
         B = len(frame)
         first = first.to(self.device)
         patches = self.frame_stage.patches(frame.to(self.device))
-        chunks, posterior, _ = self.frame_stage.encode(patches, torch.ones(B, device=self.device))
+        chunks, posterior, _ = self.frame_stage.encode(patches, None)
         memory = dict(state.tensors)
         if first.any():
             fresh = self.causal_stage.initial_memory(B)
             memory |= {name: where_rows(first, fresh[name], memory[name]) for name in fresh}
         if action is None:
+            if not first.all():
+                raise ValueError("observe needs the action that led to the frame, but for rows that begin an episode")
             action = torch.zeros(B, *self.config.action.shape, device=self.device)
         return self._frame(
             memory, action_vector(action.to(self.device), first, self.config.action), (chunks, posterior)

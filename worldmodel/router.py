@@ -92,7 +92,7 @@ class Router(nn.Module):
         """p', recalibrated so that the threshold 1/2 gives the wanted rate."""
         return torch.sigmoid(self.raw_logit(before, here) - self.logit_tau)
 
-    def forward(self, x_BLD: Tensor, free_BL: Tensor, weight_BL: Tensor) -> Routing:
+    def forward(self, x_BLD: Tensor, free_BL: Tensor, weight_BL: Tensor | None) -> Routing:
         """Route a sequence.
 
         Args:
@@ -100,11 +100,12 @@ class Router(nn.Module):
             free_BL: where the router may decide; elsewhere p' is 0 and the caller forces what it likes. The first
                 position is never free, there is nothing before it.
             weight_BL: how often each position counts in F, G, mean and tau (a frame stored once may occur often).
+                None where nothing is to be learned from them: mean and tau stay as they are in training, too.
         """
-        weight = weight_BL * free_BL
+        weight = free_BL if weight_BL is None else weight_BL * free_BL
         total = weight.sum().clamp(min=1e-6)
         chosen = weight > 0
-        measure = self.training and bool(chosen.any())
+        measure = self.training and weight_BL is not None and bool(chosen.any())
         # At first what this pass says, whole. Later slowly: a threshold that jumps from batch to batch makes boundaries
         # flicker, and with them the code that the prior has to foretell.
         share = 1.0 if self.passes < SETTLED else 0.01
