@@ -10,6 +10,32 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+def _check_numbers(config: Any) -> None:
+    """Refuse text, nothing, zero and less where a part needs a number: in a layer it would fail in riddles.
+
+    Raises:
+        ValueError: names the part, the field and its value.
+    """
+    for f in dataclasses.fields(config):
+        value, kind = getattr(config, f.name), type(f.default)
+        if kind not in (int, float):
+            continue
+        wanted = "a whole number" if kind is int else "a number"
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+            raise ValueError(f"{type(config).__name__}: {f.name} must be {wanted}, not {value!r}")
+        zero = f.default == 0 or f.name in MAY_BE_ZERO
+        if not (value >= 0 if zero else value > 0):
+            raise ValueError(f"{type(config).__name__}: {f.name} must be {wanted} above 0, not {value!r}")
+
+
+MAY_BE_ZERO = ("max_extra", "unimix")
+
+
+def _check_sizes(name: str, sizes: tuple[int, ...]) -> None:
+    if not sizes or not all(isinstance(n, int) and n > 0 for n in sizes):
+        raise ValueError(f"{name} must be whole numbers above 0, not {sizes!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObservationSpec:
     """What one observation looks like.
@@ -32,6 +58,7 @@ class ObservationSpec:
             raise ValueError(f"observation kind must be image, grid or vector, not {self.kind!r}")
         if len(self.shape) != (1 if self.kind == "vector" else 3):
             raise ValueError(f"an observation of kind {self.kind!r} cannot have the shape {self.shape}")
+        _check_sizes("an observation's shape", self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +79,7 @@ class ActionSpec:
     def __post_init__(self) -> None:
         if self.kind not in ("discrete", "multi_discrete", "box"):
             raise ValueError(f"action kind must be discrete, multi_discrete or box, not {self.kind!r}")
+        _check_sizes("an action's sizes", self.sizes)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -84,6 +112,7 @@ class FrameConfig:
     def __post_init__(self) -> None:
         if self.boundary not in ("stride", "learned"):
             raise ValueError(f"boundary must be 'stride' or 'learned', not {self.boundary!r}")
+        _check_numbers(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +123,9 @@ class LatentConfig:
     groups: int = 16
     classes: int = 16
     unimix: float = 0.01  # share of the uniform distribution mixed in, in the losses only
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +140,9 @@ class CausalConfig:
     extra: float = 0.0  # boundaries a frame beside the forced one at F_t; 0 runs the main network once a frame
     max_extra: int = 2  # cap of those, a frame
 
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MainConfig:
@@ -117,6 +152,9 @@ class MainConfig:
     layers: str = "m1T1"
     heads: int = 4
     window: int = 16  # main tokens that attention looks back on, in training and in dreams alike
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +166,9 @@ class MambaConfig:
     expand: int = 2
     headdim: int = 32
     chunk_size: int = 32
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
 
 
 @dataclass(frozen=True, kw_only=True)
