@@ -232,7 +232,7 @@ class Trainer:
             self.batches.load_state_dict(content["batches"])
             self.update, self.seed = content["update"], content["seed"]
         except (RuntimeError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]  # an empty file says nothing
             raise UserError(f"{path} cannot be resumed ({reason}): restore it, or train into a new folder") from error
 
     def _stop_on_nan(self, batch: Batch, notes: dict[str, Tensor]) -> None:
