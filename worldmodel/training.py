@@ -191,7 +191,10 @@ class Trainer:
 
         Those of the weights in training do not fit: with them there were 0 to 5 times the wanted chunks.
         """
-        if self.last is not None and any(isinstance(module, Router) for module in self.averaged.modules()):
+        routers = [module for module in self.averaged.modules() if isinstance(module, Router)]
+        if self.last is not None and routers:
+            for router in routers:
+                router.passes.zero_()  # it takes in this batch whole, however often the model was handed out before
             self.averaged.train()
             self.averaged(*self.last)
             self.averaged.eval()
