@@ -16,9 +16,10 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:  # so that the command line can name MissingBackend without waiting for torch
+    from torch import Tensor
 
 VARIABLE = "WORLDMODEL_BACKEND"
 # What each backend needs to import. "torch" needs nothing beyond what is here anyway.

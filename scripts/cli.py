@@ -15,6 +15,7 @@ from typing import Annotated
 import tyro
 
 from worldmodel.errors import UserError
+from worldmodel.kernels.backend import MissingBackend
 from worldmodel.scripts import collect, demo, dream, evaluate, import_npz, train
 
 Command = (
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = MODULES[type(args)]
     try:
         module.run(args)
-    except UserError as error:
+    except (UserError, MissingBackend) as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt:
         return _fail(f"stopped. {module.go_on(args)}", 130)
