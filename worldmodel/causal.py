@@ -106,48 +106,56 @@ class CausalStage(nn.Module):
             memory[name] = torch.zeros(batch, dtype=torch.int64, device=self.residual.weight.device)
         return memory
 
-    def step(self, content_Bd: Tensor | None, action_BA: Tensor, memory: Memory) -> Tensor:
+    def step(
+        self, content_Bd: Tensor | None, action_BA: Tensor, memory: Memory, active_B: Tensor | None = None
+    ) -> Tensor:
         """One token for every row: the frame token if `content_Bd` is None, else a chunk token.
+
+        A frame token leaves the tensors in `memory` alone and puts new ones in their place. The chunk tokens behind it
+        write into those, for nobody else has them.
 
         Args:
             content_Bd: the chunk's content.
             action_BA: action vector of the frame.
-            memory: entries are replaced; the tensors themselves are left alone.
+            memory: entries are replaced.
+            active_B: False in rows that have no such token; their memory stays, and their y is anything.
 
         Returns:
             `y_BD`.
         """
-        is_frame = content_Bd is None
+        own = content_Bd is not None
         content = self.frame_token.expand(action_BA.shape[0], -1) if content_Bd is None else content_Bd
-        h = self.encoder.step(torch.cat([content, self.side1(action_BA)], dim=-1), memory, "encoder", memory["tokens"])
-        if is_frame:
-            memory["smoothed"] = self._main_step(h, action_BA, memory)
+        tokens = memory["tokens"]
+        wide = torch.cat([content, self.side1(action_BA)], dim=-1)
+        h = self.encoder.step(wide, memory, "encoder", tokens, active_B, in_place=own)
+        if not own:
+            memory["smoothed"] = self._main_step(h, action_BA, memory, None, in_place=False)
             memory["chunks"] = memory["chunks"] + 1
             memory["extra"] = torch.zeros_like(memory["extra"])
         elif self.router is not None:
-            self._route_step(self.router, h, action_BA, memory)
-        memory["encoded"] = h
-        y = self.decoder.step(memory["smoothed"] + self.residual(h), memory, "decoder", memory["tokens"])
-        memory["tokens"] = memory["tokens"] + 1
+            self._route_step(self.router, h, action_BA, memory, active_B)
+        said = memory["smoothed"] + self.residual(h)
+        y = self.decoder.step(said, memory, "decoder", tokens, active_B, in_place=own)
+        memory["encoded"] = h if active_B is None else where_rows(active_B, h, memory["encoded"])
+        memory["tokens"] = tokens + (1 if active_B is None else active_B)
         return y
 
-    def _main_step(self, h: Tensor, action: Tensor, memory: Memory) -> Tensor:
+    def _main_step(
+        self, h: Tensor, action: Tensor, memory: Memory, active_B: Tensor | None, *, in_place: bool
+    ) -> Tensor:
         wide = torch.cat([h, self.side2(action)], dim=-1)
-        return self.main.step(wide, memory, "main", memory["chunks"])[:, : h.shape[-1]]
+        return self.main.step(wide, memory, "main", memory["chunks"], active_B, in_place=in_place)[:, : h.shape[-1]]
 
-    def _route_step(self, router: Router, h: Tensor, action: Tensor, memory: Memory) -> None:
+    def _route_step(self, router: Router, h: Tensor, action: Tensor, memory: Memory, active_B: Tensor | None) -> None:
         p = router.probability(memory["encoded"], h)
-        boundary = (p > 0.5) & (memory["extra"] < self.max_extra)
-        memory["extra"] = memory["extra"] + (p > 0.5)  # counts refused ones too, as the whole-row pass does
+        wanted = p > 0.5 if active_B is None else (p > 0.5) & active_B
+        boundary = wanted & (memory["extra"] < self.max_extra)
+        memory["extra"] = memory["extra"] + wanted  # counts refused ones too, as the whole-row pass does
         if not boundary.any():
             return
-        ran = dict(memory)
-        z = self._main_step(h, action, ran)
-        ran["smoothed"] = torch.lerp(memory["smoothed"], z, p.unsqueeze(-1))
-        ran["chunks"] = memory["chunks"] + 1
-        for name, value in ran.items():
-            if value is not memory[name]:
-                memory[name] = where_rows(boundary, value, memory[name])
+        z = self._main_step(h, action, memory, boundary, in_place=True)
+        memory["smoothed"] = torch.lerp(memory["smoothed"], z, (p * boundary).unsqueeze(-1))
+        memory["chunks"] = memory["chunks"] + boundary
 
 
 def where_rows(mask_B: Tensor, yes: Tensor, no: Tensor) -> Tensor:

@@ -78,18 +78,34 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(y.transpose(1, 2).reshape(B, L, D))
 
-    def step(self, x_BD: Tensor, keys: Tensor, values: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(
+        self,
+        x_BD: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        count: Tensor,
+        active_B: Tensor | None = None,
+        *,
+        in_place: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One position. `keys`, `values` are rings `(B, W, H, E)`; `count` `(B,)` is how many positions came before."""
         B, D = x_BD.shape
         q, k, v = self._qkv(x_BD.unsqueeze(1))
         q, k = rotate(q, count[:, None]), rotate(k, count[:, None])
-        slot = torch.arange(self.window, device=x_BD.device)
-        here = (slot == (count % self.window)[:, None])[:, :, None, None]
-        keys = torch.where(here, k.transpose(1, 2), keys)
-        values = torch.where(here, v.transpose(1, 2), values)
-        filled = (slot <= count[:, None])[:, None, None, :]
+        keys = self._put(keys, k, count, active_B, in_place)
+        values = self._put(values, v, count, active_B, in_place)
+        filled = (torch.arange(self.window, device=x_BD.device) <= count[:, None])[:, None, None, :]
         y = F.scaled_dot_product_attention(q, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=filled)
         return self.out(y.reshape(B, D)), keys, values
+
+    def _put(self, ring: Tensor, new_BH1E: Tensor, count: Tensor, active_B: Tensor | None, in_place: bool) -> Tensor:
+        rows, slot, new = torch.arange(len(ring), device=ring.device), count % self.window, new_BH1E[:, :, 0]
+        if active_B is not None:
+            new = torch.where(active_B[:, None, None], new, ring[rows, slot])
+        if not in_place:
+            ring = ring.clone()  # and not torch.where over the whole ring, which took four times as long
+        ring[rows, slot] = new
+        return ring
 
 
 class SwiGLU(nn.Module):
@@ -124,13 +140,24 @@ class Block(nn.Module):
         h = self.mixer(h, reset_BL)[0] if isinstance(self.mixer, Mamba2) else self.mixer(h, reset_BL)
         return self._finish(x_BLD + h)
 
-    def step(self, x_BD: Tensor, memory: Memory, name: str, count: Tensor) -> Tensor:
+    def step(
+        self,
+        x_BD: Tensor,
+        memory: Memory,
+        name: str,
+        count: Tensor,
+        active_B: Tensor | None = None,
+        *,
+        in_place: bool = False,
+    ) -> Tensor:
         h = self.norm1(x_BD)
         if isinstance(self.mixer, Mamba2):
-            h, state = self.mixer.step(h, (memory[f"{name}.conv"], memory[f"{name}.ssm"]))
+            h, state = self.mixer.step(h, (memory[f"{name}.conv"], memory[f"{name}.ssm"]), active_B, in_place=in_place)
             memory[f"{name}.conv"], memory[f"{name}.ssm"] = state
         else:
-            h, keys, values = self.mixer.step(h, memory[f"{name}.keys"], memory[f"{name}.values"], count)
+            h, keys, values = self.mixer.step(
+                h, memory[f"{name}.keys"], memory[f"{name}.values"], count, active_B, in_place=in_place
+            )
             memory[f"{name}.keys"], memory[f"{name}.values"] = keys, values
         return self._finish(x_BD + h)
 
@@ -166,17 +193,28 @@ class Stack(nn.Module):
             x_BLD = block(x_BLD, reset_BL)
         return self.norm(x_BLD)
 
-    def step(self, x_BD: Tensor, memory: Memory, name: str, count: Tensor) -> Tensor:
-        """One position; entries of `memory` under `name` are replaced, the tensors themselves are left alone.
+    def step(
+        self,
+        x_BD: Tensor,
+        memory: Memory,
+        name: str,
+        count: Tensor,
+        active_B: Tensor | None = None,
+        *,
+        in_place: bool = False,
+    ) -> Tensor:
+        """One position.
 
         Args:
             x_BD: the inputs.
-            memory: the state, changed as a dict.
+            memory: the state, changed as a dict: entries under `name` are replaced.
             name: prefix of this stack's entries.
             count: `(B,)` int64, positions this stack has seen before.
+            active_B: False in rows that sit this position out: their memory stays, their output is anything.
+            in_place: whether the tensors in `memory` may be written to; otherwise they are left alone.
         """
         for i, block in enumerate(self.blocks):
-            x_BD = block.step(x_BD, memory, f"{name}.{i}", count)
+            x_BD = block.step(x_BD, memory, f"{name}.{i}", count, active_B, in_place=in_place)
         return self.norm(x_BD)
 
     def initial_memory(self, batch: int, name: str) -> Memory:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.config import MambaConfig
-from worldmodel.kernels.conv import causal_conv, causal_conv_step
-from worldmodel.kernels.ssd import ssd_scan, ssd_step
+from worldmodel.kernels.conv import causal_conv
+from worldmodel.kernels.mamba_step import StepWeights, mamba_step
+from worldmodel.kernels.ssd import ssd_scan
 
 
 class GatedRMSNorm(nn.Module):
@@ -82,24 +83,29 @@ class Mamba2(nn.Module):
         xBC, conv = causal_conv(xBC, *self._filters(), reset_BL=reset_BL, initial_BKD=conv)
         x, b, c = F.silu(xBC).split([self.inner, self.state, self.state], dim=-1)
         x = x.reshape(B, L, self.heads, self.headdim)
+        if ssm is not None:  # steps keep it with the state's axis first
+            ssm = ssm.unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1)
         y, ssm = ssd_scan(
             x, dt, -self.A_log.exp(), b, c, reset_BL=reset_BL, initial_BHPN=ssm, chunk_size=self.chunk_size
         )
+        ssm = ssm.permute(0, 3, 1, 2).flatten(2)
         y = torch.addcmul(y, x, self.D.unsqueeze(-1)).reshape(B, L, self.inner)
         return self.out_proj(self.norm(y, z)), (conv, ssm)
 
-    def step(self, u_BD: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Run one position; the given state is not written to."""
-        conv, ssm = state
-        z, xBC, dt = self._split(u_BD)
-        xBC, conv = causal_conv_step(xBC, *self._filters(), conv)
-        x, b, c = F.silu(xBC).split([self.inner, self.state, self.state], dim=-1)
-        x = x.reshape(-1, self.heads, self.headdim)
-        y, ssm = ssd_step(x, dt, -self.A_log.exp(), b, c, ssm)
-        y = torch.addcmul(y, x, self.D.unsqueeze(-1)).reshape(-1, self.inner)
-        return self.out_proj(self.norm(y, z)), (conv, ssm)
+    def step(
+        self,
+        u_BD: Tensor,
+        state: tuple[Tensor, Tensor],
+        active_B: Tensor | None = None,
+        *,
+        in_place: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run one position; the given state is written to only if `in_place`. Rows not `active_B` keep their state."""
+        weights = StepWeights(*self._filters(), self.dt_bias, self.A_log, self.D, self.norm.weight)
+        y, conv, ssm = mamba_step(self.in_proj(u_BD), *state, weights, active_B=active_B, in_place=in_place)
+        return self.out_proj(y), (conv, ssm)
 
     def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Zeros: the convolution's window `(B, K - 1, I + 2N)` and the scan's state `(B, H, P, N)`."""
+        """Zeros: the convolution's window `(B, K - 1, I + 2N)` and the scan's state `(B, N, I)`."""
         new = self.dt_bias.new_zeros
-        return new(batch, self.taps - 1, self.conv_width), new(batch, self.heads, self.headdim, self.state)
+        return new(batch, self.taps - 1, self.conv_width), new(batch, self.state, self.inner)

@@ -245,7 +245,6 @@ class WorldModel(nn.Module):
         """F_t, then chunk after chunk: seen ones are given, dreamed ones are drawn from what y says."""
         key, step = memory["key"], memory["step"]
         B, P = len(key), self.prior.patches
-        # The causal stage works on a dict of its own, so that rows which have ended can be put back whole.
         stage = {name: value for name, value in memory.items() if name not in ("key", "step", "feature")}
         y = self.causal_stage.step(None, action, stage)
         limit = seen[0].start.shape[1] if seen else self.frame_stage.max_chunks
@@ -273,12 +272,11 @@ class WorldModel(nn.Module):
             contents.append(content)
             pasts.append(y)
             starts.append(torch.where(active, start, -1))
-            ran = dict(stage)
-            said = self.causal_stage.step(content + self.embed_length[length], action, ran)
+            tokens = content + self.embed_length[length]
+            said = self.causal_stage.step(tokens, action, stage, None if everyone else active)
             if everyone:
-                stage, y, last = ran, said, start
+                y, last = said, start
             else:
-                stage = {name: where_rows(active, ran[name], stage[name]) for name in stage}
                 # A row that has ended may only END again: nothing starts behind the last patch.
                 y, last = where_rows(active, said, y), torch.where(active, start, P - 1)
         start, content, past = torch.stack(starts, 1), torch.stack(contents, 1), torch.stack(pasts, 1)

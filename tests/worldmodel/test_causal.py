@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_models import CONFIGS, EXTRA, LEARNED, STRIDE, random_model
 
-from worldmodel.causal import CausalStage, where_rows
+from worldmodel.causal import CausalStage
 from worldmodel.layers import Memory
 from worldmodel.model import WorldModel
 
@@ -219,24 +219,41 @@ def test_what_stands_at_a_frame_token_is_the_learned_one() -> None:
     assert torch.equal(tokens.run(stage)[0], tokens.run(stage, content)[0])
 
 
-def test_rows_frozen_in_a_batch_of_steps_keep_every_tensor() -> None:
-    """As a dream does for rows whose frame has ended: step all, put the ended ones back."""
-    stage = stage_of("extra", push=2.0)
-    tokens = tokens_for("extra", stage)
-    memory = stage.initial_memory(3)
+@pytest.mark.parametrize("shape", ["stride", "extra"])
+def test_rows_that_sit_a_token_out_keep_every_bit_and_the_others_go_on_alone(shape: str) -> None:
+    """As a dream does with rows whose frame has ended."""
+    stage = stage_of(shape, push=2.0)
+    tokens = tokens_for(shape, stage)
+    memory, alone = stage.initial_memory(3), stage.initial_memory(1)
     with torch.no_grad():
         stage.step(None, tokens.action[:, 0], memory)
+        stage.step(None, tokens.action[:1, 0], alone)
         for i in range(1, 4):
-            before = dict(memory)
             kept = {label: value.clone() for label, value in memory.items()}
-            ran = dict(memory)
-            stage.step(tokens.content[:, i], tokens.action[:, 0], ran)
             active = torch.tensor([True, False, i == 1])
-            memory = {label: where_rows(active, ran[label], memory[label]) for label in memory}
-            for label, value in before.items():
-                assert torch.equal(value, kept[label]), label  # nothing was written in place
-                assert torch.equal(memory[label][1], kept[label][1]), label
+            y = stage.step(tokens.content[:, i], tokens.action[:, 0], memory, active)
+            y_alone = stage.step(tokens.content[:1, i], tokens.action[:1, 0], alone)
+            torch.testing.assert_close(y[:1], y_alone, rtol=1e-4, atol=1e-5)
+            for label, value in memory.items():
+                assert torch.equal(value[~active], kept[label][~active]), label
         assert memory["tokens"].tolist() == [4, 1, 2]
+        for label, value in alone.items():
+            torch.testing.assert_close(memory[label][:1], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["stride", "extra"])
+def test_a_frame_leaves_the_tensors_of_the_frame_before_alone(shape: str) -> None:
+    stage = stage_of(shape, push=2.0)
+    tokens = tokens_for(shape, stage)
+    memory = stage.initial_memory(3)
+    with torch.no_grad():
+        for _ in range(2):
+            before, kept = dict(memory), {label: value.clone() for label, value in memory.items()}
+            stage.step(None, tokens.action[:, 0], memory)
+            for i in range(1, 4):
+                stage.step(tokens.content[:, i], tokens.action[:, 0], memory)
+            for label, value in before.items():
+                assert torch.equal(value, kept[label]), label
 
 
 @pytest.mark.parametrize("changes", [{"width": 16}, {"width": 17}, {"extra": 4.0}, {"extra": 9.0}])
