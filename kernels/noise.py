@@ -4,50 +4,181 @@ A row of a dream carries its own key and counter, so what it dreams depends neit
 numbers were drawn before. The hash is the 32-bit finaliser "lowbias32" (Wellons 2018, two multiplications), chained
 over the coordinates.
 
+Nor does it depend on the machine. Words and uniforms are integers and exact floats. Libraries differ in the last bit of
+a logarithm, so Gumbel and normal numbers are computed in fp64 and rounded to fp32 once: there are only 2^23 uniforms,
+and for each of them the fp64 value is so far from the middle between two floats that two libraries with an error of one
+ulp a logarithm round to the same.
+
 Shape suffixes: B rows, n entries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from worldmodel.kernels.backend import choose
+
 _LOW_32 = 0xFFFFFFFF
+PART = 1 << 16  # numbers drawn at a time
+# One uniform, next to 1/e, has a Gumbel of 2.5e-8 in the middle between two floats. Shifted by this, none has.
+_OFF_THE_MIDDLE = 2.0**-51
 
 
-def _mix(x: Tensor) -> Tensor:
-    # int64 holding a 32-bit word: torch has no unsigned shift, and this way none is needed.
-    x = (x ^ (x >> 16)) * 0x7FEB352D & _LOW_32
-    x = (x ^ (x >> 15)) * 0x846CA68B & _LOW_32
-    return x ^ (x >> 16)
-
-
-def row_hash(key: Tensor, counter: Tensor, stream: int) -> Tensor:
-    """A 32-bit word for each row.
+def row_hash(key: Tensor, counter: Tensor, stream: int, backend: str | None = None) -> Tensor:
+    """A 32-bit word for each row, int64.
 
     Args:
         key: int64, any shape; all 64 bits count.
         counter: int64, broadcastable to `key`: the step.
         stream: which of the draws within the step.
+        backend: see kernels/backend.py; all give the same bits, here and below.
     """
-    h = _mix(key & _LOW_32)
-    h = _mix(h ^ (key >> 32 & _LOW_32))
-    h = _mix((h + counter) & _LOW_32)
-    return _mix((h + stream * 0x9E3779B1) & _LOW_32)
+    return choose("row_hash", key, backend, ROW_HASH)(key, counter, stream)
 
 
-def uniform(word: Tensor, n: int) -> Tensor:
+def uniform(word: Tensor, n: int, backend: str | None = None) -> Tensor:
     """`n` numbers in (0, 1) for each word of `row_hash`: shape `(*word.shape, n)`, float32, never exactly 0 or 1."""
-    entry = torch.arange(n, device=word.device) * 0x9E3779B1 & _LOW_32
-    bits = _mix((word.unsqueeze(-1) ^ entry) & _LOW_32)
-    return ((bits >> 9).float() + 0.5) * 2.0**-23
+    return choose("uniform", word, backend, UNIFORM)(word, n)
 
 
-def gumbel(word: Tensor, n: int) -> Tensor:
+def gumbel(word: Tensor, n: int, backend: str | None = None) -> Tensor:
     """`n` Gumbel numbers for each word: `argmax(logits + gumbel)` is a sample of the categorical."""
-    return -torch.log(-torch.log(uniform(word, n)))
+    return choose("gumbel", word, backend, GUMBEL)(word, n)
 
 
-def normal(word: Tensor, n: int) -> Tensor:
+def normal(word: Tensor, n: int, backend: str | None = None) -> Tensor:
     """`n` standard normal numbers for each word, by the inverse of the normal's distribution function."""
-    return torch.erfinv(2.0 * uniform(word, n) - 1.0) * 2.0**0.5
+    return choose("normal", word, backend, NORMAL)(word, n)
+
+
+def choice(logits: Tensor, word: Tensor, classes: int | None = None, backend: str | None = None) -> Tensor:
+    """Samples of categoricals: the argmax of `logits + gumbel(word)` in each group, the first where two are equal.
+
+    Args:
+        logits: `(*word.shape, groups * classes)`, one group after the other.
+        word: from `row_hash`.
+        classes: of one group; None where there is only one group.
+
+    Returns:
+        Which class, `(*word.shape, groups)` int64.
+
+    Raises:
+        ValueError: the logits are not whole groups.
+    """
+    n = logits.shape[-1]
+    classes = n if classes is None else classes
+    if classes < 1 or n % classes:
+        raise ValueError(f"{n} logits are not groups of {classes} classes")
+    return choose("choice", logits, backend, CHOICE)(logits, word, classes)
+
+
+def _int32(number: int) -> Tensor:
+    """The number with the same low 32 bits. As a tensor: a Python number would be converted in every operation."""
+    return torch.tensor((number & _LOW_32 ^ 0x80000000) - 0x80000000, dtype=torch.int32, device="cpu")
+
+
+_9, _15, _16, _LOW_16, _LOW_17, _LOW_23 = map(_int32, (9, 15, 16, 0xFFFF, 0x1FFFF, 0x7FFFFF))
+_FIRST, _SECOND, _GOLDEN = map(_int32, (0x7FEB352D, 0x846CA68B, 0x9E3779B1))
+_ONE = _int32(0x3F800000)  # the bits of 1.0
+
+
+def _mix_(x: Tensor) -> Tensor:
+    # In place, on int32: half the traffic of int64. Its shift drags the sign along, which the mask takes away again.
+    x ^= (x >> _16).bitwise_and_(_LOW_16)
+    x *= _FIRST
+    x ^= (x >> _15).bitwise_and_(_LOW_17)
+    x *= _SECOND
+    x ^= (x >> _16).bitwise_and_(_LOW_16)
+    return x
+
+
+def row_hash_torch(key: Tensor, counter: Tensor, stream: int) -> Tensor:
+    h = _mix_(key.to(torch.int32, copy=True))  # its low half
+    h = _mix_(h ^ (key >> 32).to(torch.int32))
+    h = _mix_(h + counter.to(torch.int32))
+    return _mix_(h + _int32(stream * 0x9E3779B1)).long() & _LOW_32
+
+
+def _uniform(word: Tensor, n: int) -> Tensor:
+    entry = torch.arange(n, dtype=torch.int32, device=word.device) * _GOLDEN
+    bits = _mix_(word.to(torch.int32).unsqueeze(-1) ^ entry)
+    # 23 bits under the exponent of 1.0 are a float in [1, 2); what is taken away leaves (bits + 1/2) 2^-23, exactly.
+    bits >>= _9
+    bits &= _LOW_23
+    bits |= _ONE
+    return bits.view(torch.float32).sub_(1 - 2.0**-24)
+
+
+def _uniform_to_gumbel(u: Tensor) -> Tensor:
+    # log1p is the faster of the two logarithms, and u - 1 is exact.
+    return (_OFF_THE_MIDDLE - u.double().sub_(1.0).log1p_().neg_().log_()).float()
+
+
+def _uniform_to_normal(u: Tensor) -> Tensor:
+    return u.double().mul_(2.0).sub_(1.0).erfinv_().mul_(2.0**0.5).float()
+
+
+def _in_parts(draw: Callable[[Tensor, int], Tensor], word: Tensor, n: int) -> Tensor:
+    """Part by part, each small enough for the cache and for memory that malloc keeps instead of giving it back."""
+    rows = max(1, PART // max(1, n))
+    if word.numel() <= rows:
+        return draw(word, n)
+    out = torch.empty(*word.shape, n, device=word.device)
+    for part, drawn in zip(word.flatten().split(rows), out.view(-1, n).split(rows)):
+        drawn.copy_(draw(part, n))
+    return out
+
+
+def uniform_torch(word: Tensor, n: int) -> Tensor:
+    return _in_parts(_uniform, word, n)
+
+
+def gumbel_torch(word: Tensor, n: int) -> Tensor:
+    return _in_parts(lambda word, n: _uniform_to_gumbel(_uniform(word, n)), word, n)
+
+
+def normal_torch(word: Tensor, n: int) -> Tensor:
+    return _in_parts(lambda word, n: _uniform_to_normal(_uniform(word, n)), word, n)
+
+
+def choice_torch(logits: Tensor, word: Tensor, classes: int) -> Tensor:
+    scores = logits + gumbel_torch(word, logits.shape[-1])
+    return scores.unflatten(-1, (-1, classes)).argmax(-1)
+
+
+def _row_hash_triton(key: Tensor, counter: Tensor, stream: int) -> Tensor:
+    from worldmodel.kernels.triton_noise import row_hash_triton
+
+    return row_hash_triton(key, counter, stream)
+
+
+def _uniform_triton(word: Tensor, n: int) -> Tensor:
+    from worldmodel.kernels.triton_noise import uniform_triton
+
+    return uniform_triton(word, n)
+
+
+def _gumbel_triton(word: Tensor, n: int) -> Tensor:
+    from worldmodel.kernels.triton_noise import gumbel_triton
+
+    return gumbel_triton(word, n)
+
+
+def _normal_triton(word: Tensor, n: int) -> Tensor:
+    return _uniform_to_normal(_uniform_triton(word, n))  # fp64's erfinv is exact enough on a GPU as well
+
+
+def _choice_triton(logits: Tensor, word: Tensor, classes: int) -> Tensor:
+    from worldmodel.kernels.triton_noise import choice_triton
+
+    return choice_triton(logits, word, classes)
+
+
+ROW_HASH = {"triton": _row_hash_triton, "torch": row_hash_torch}
+UNIFORM = {"triton": _uniform_triton, "torch": uniform_torch}
+GUMBEL = {"triton": _gumbel_triton, "torch": gumbel_torch}
+NORMAL = {"triton": _normal_triton, "torch": normal_torch}
+CHOICE = {"triton": _choice_triton, "torch": choice_torch}

@@ -1,0 +1,109 @@
+"""Counter-based noise in Triton: one launch from words to numbers, or straight to sampled classes.
+
+All arithmetic is on uint32, where shifts and products are those of the hash; logarithms are taken in fp64 and rounded
+once, as kernels/noise.py says, so the bits are the reference's.
+
+Shape suffixes: B rows, n entries, G groups, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024
+
+
+@triton.jit
+def _mix(x):
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _uniform(word, entry):
+    bits = _mix(word.to(tl.uint32) ^ (entry.to(tl.uint32) * 0x9E3779B1))
+    return ((bits >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2^-23
+
+
+@triton.jit
+def _gumbel(word, entry):
+    u = _uniform(word, entry).to(tl.float64)
+    return (4.440892098500626e-16 - tl.log(-tl.log(u))).to(tl.float32)  # 2^-51, see kernels/noise.py
+
+
+@triton.jit(do_not_specialize=["stream"])
+def _row_hash_kernel(key_ptr, counter_ptr, word_ptr, stream, B, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    key = tl.load(key_ptr + row, mask=row < B, other=0)
+    counter = tl.load(counter_ptr + row, mask=row < B, other=0)
+    h = _mix(key.to(tl.uint32))
+    h = _mix(h ^ (key >> 32).to(tl.uint32))
+    h = _mix(h + counter.to(tl.uint32))
+    h = _mix(h + stream.to(tl.uint32) * 0x9E3779B1)
+    tl.store(word_ptr + row, h.to(tl.int64), mask=row < B)
+
+
+@triton.jit
+def _draw_kernel(word_ptr, out_ptr, count, n, GUMBEL: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    word = tl.load(word_ptr + place // n, mask=place < count, other=0)
+    out = _gumbel(word, place % n) if GUMBEL else _uniform(word, place % n)
+    tl.store(out_ptr + place, out, mask=place < count)
+
+
+@triton.jit
+def _choice_kernel(logits_ptr, word_ptr, out_ptr, groups, classes, BLOCK_G: tl.constexpr, BLOCK_C: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    g = tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
+    c = tl.arange(0, BLOCK_C)
+    entry = g[:, None] * classes + c[None, :]
+    there = (g < groups)[:, None] & (c < classes)[None, :]
+    logits = tl.load(logits_ptr + row * groups * classes + entry, mask=there, other=-float("inf"))
+    if logits_ptr.dtype.element_ty != tl.float64:
+        logits = logits.to(tl.float32)
+    scores = logits + _gumbel(tl.load(word_ptr + row), entry)
+    # Equal scores go to the first class, so a row of -inf never takes one of the pads, which stand at the end.
+    best = tl.argmax(scores, axis=1, tie_break_left=True)
+    tl.store(out_ptr + row * groups + g, best.to(tl.int64), mask=g < groups)
+
+
+def row_hash_triton(key: Tensor, counter: Tensor, stream: int) -> Tensor:
+    key, counter = (t.contiguous() for t in torch.broadcast_tensors(key, counter))
+    word = torch.empty_like(key)
+    if word.numel():
+        grid = (triton.cdiv(word.numel(), BLOCK),)
+        _row_hash_kernel[grid](key, counter, word, stream, word.numel(), BLOCK=BLOCK)
+    return word
+
+
+def _draw(word: Tensor, n: int, gumbel: bool) -> Tensor:
+    out = torch.empty(*word.shape, n, dtype=torch.float32, device=word.device)
+    if out.numel():
+        grid = (triton.cdiv(out.numel(), BLOCK),)
+        _draw_kernel[grid](word.contiguous(), out, out.numel(), n, GUMBEL=gumbel, BLOCK=BLOCK)
+    return out
+
+
+def uniform_triton(word: Tensor, n: int) -> Tensor:
+    return _draw(word, n, gumbel=False)
+
+
+def gumbel_triton(word: Tensor, n: int) -> Tensor:
+    return _draw(word, n, gumbel=True)
+
+
+def choice_triton(logits: Tensor, word: Tensor, classes: int) -> Tensor:
+    groups = logits.shape[-1] // classes
+    out = torch.empty(*word.shape, groups, dtype=torch.int64, device=word.device)
+    if out.numel():
+        block_c = triton.next_power_of_2(classes)
+        block_g = min(triton.next_power_of_2(groups), max(1, BLOCK // block_c))
+        grid = (word.numel(), triton.cdiv(groups, block_g))
+        _choice_kernel[grid](
+            logits.contiguous(), word.contiguous(), out, groups, classes, BLOCK_G=block_g, BLOCK_C=block_c
+        )
+    return out
