@@ -1,17 +1,16 @@
 """The latent of a chunk: what is sampled in a dream instead of seen, behind one small interface.
 
-Both kinds turn a vector of `parameters` numbers into a sample of `width` numbers, driven by a word of counter-based
-noise (kernels/noise.py), so that a sample depends on its own row, step and chunk alone.
+Both kinds turn a vector of `parameters` numbers into a sample of `width` numbers, driven by `draws` uniform numbers
+(worldmodel/draws.py), so that a sample depends on its own row, step and chunk alone.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.config import LatentConfig
-from worldmodel.kernels import noise
+from worldmodel.draws import pick, to_normal
 
 
 class CategoricalLatent:
@@ -26,28 +25,29 @@ class CategoricalLatent:
     def __init__(self, config: LatentConfig) -> None:
         self.groups, self.classes, self.unimix = config.groups, config.classes, config.unimix
         self.parameters = self.width = config.groups * config.classes
+        self.draws = config.groups
 
     def _grouped(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.groups, self.classes))
 
-    def _one_hot(self, scores: Tensor) -> Tensor:
-        return F.one_hot(self._grouped(scores).argmax(-1), self.classes).flatten(-2).to(scores.dtype)
+    def _one_hot(self, index: Tensor, like: Tensor) -> Tensor:
+        return torch.zeros_like(self._grouped(like)).scatter_(-1, index.unsqueeze(-1), 1.0).flatten(-2)
 
-    def infer(self, logits: Tensor, word: Tensor) -> Tensor:
-        """The posterior's code, `(..., width)`, with straight-through gradients (DreamerV2); `word` is not used."""
-        hard = self._one_hot(logits.detach())
+    def infer(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """The posterior's code, `(..., width)`, with straight-through gradients (DreamerV2); draws are not used."""
+        hard = self.mode(logits.detach())
         if not (torch.is_grad_enabled() and logits.requires_grad):
             return hard
         soft = self._grouped(logits).softmax(-1).flatten(-2)
         return hard + (soft - soft.detach())
 
-    def sample(self, logits: Tensor, word: Tensor) -> Tensor:
-        """A one-hot sample of each group, `(..., width)`; `word` `(...)` comes from `noise.row_hash`."""
-        return self._one_hot(logits + noise.gumbel(word, self.width))
+    def sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """A one-hot sample of each group, `(..., width)`, from `uniform` `(..., draws)`."""
+        return self._one_hot(pick(self._grouped(logits), uniform), logits)
 
     def mode(self, logits: Tensor) -> Tensor:
         """The most likely class of each group."""
-        return self._one_hot(logits)
+        return self._one_hot(self._grouped(logits).argmax(-1), logits)
 
     def cost(self, code: Tensor, posterior: Tensor, prior: Tensor) -> Tensor:
         """Nats to tell one chunk's code to somebody who knows the prior: `(...)`, summed over groups.
@@ -69,7 +69,7 @@ class GaussianLatent:
     """`groups` independent normals; parameters are means and log standard deviations, side by side."""
 
     def __init__(self, config: LatentConfig) -> None:
-        self.width = config.groups
+        self.width = self.draws = config.groups
         self.parameters = 2 * config.groups
 
     @staticmethod
@@ -77,12 +77,12 @@ class GaussianLatent:
         mean, log_std = parameters.chunk(2, dim=-1)
         return mean, 4.0 * torch.tanh(log_std / 4.0)  # keeps the spread within e^-4 .. e^4
 
-    def infer(self, parameters: Tensor, word: Tensor) -> Tensor:
-        return self.sample(parameters, word)
+    def infer(self, parameters: Tensor, uniform: Tensor) -> Tensor:
+        return self.sample(parameters, uniform)
 
-    def sample(self, parameters: Tensor, word: Tensor) -> Tensor:
+    def sample(self, parameters: Tensor, uniform: Tensor) -> Tensor:
         mean, log_std = self._split(parameters)
-        return mean + log_std.exp() * noise.normal(word, self.width).to(mean.dtype)
+        return mean + log_std.exp() * to_normal(uniform).to(mean.dtype)
 
     def mode(self, parameters: Tensor) -> Tensor:
         return self._split(parameters)[0]

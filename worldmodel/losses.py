@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.batch import Batch
-from worldmodel.kernels import noise
+from worldmodel.draws import frame_draws
 from worldmodel.model import Pass, WorldModel
 
 
@@ -114,9 +114,8 @@ def reconstruction_loss(
     latent, which = seen.latent.flatten(0, 1)[rows], batch.index.flatten()[rows]
 
     if len(loose := loose_frames(batch)):
-        K = past.shape[1]
-        word = torch.stack([noise.row_hash(key[0] + loose, loose.new_zeros(()), k) for k in range(K)], dim=-1)
-        latent = torch.cat([latent, model.latent.infer(seen.frame_posterior[loose], word)])
+        draws = frame_draws(key[0] + loose, loose.new_zeros(()), past.shape[1], model.latent.draws)
+        latent = torch.cat([latent, model.latent.infer(seen.frame_posterior[loose], draws.latent)])
         past, which = torch.cat([past, past.new_zeros(len(loose), *past.shape[1:])]), torch.cat([which, loose])
     painted = model.frame_stage.decode(latent, past, seen.frame_chunks.rows(which))
     target = seen.patches[which]
@@ -141,10 +140,8 @@ def picture_loss(
     chosen = loose if len(loose) else torch.arange(len(batch.frames), device=batch.index.device)
     target = stage.patches(batch.frames[chosen])
     chunks, posterior, routing = stage.encode(target, torch.ones_like(chosen))
-    word = torch.stack(
-        [noise.row_hash(key[0] + chosen, chosen.new_zeros(()), k) for k in range(posterior.shape[1])], -1
-    )
-    latent = model.latent.infer(posterior, word)
+    draws = frame_draws(key[0] + chosen, chosen.new_zeros(()), posterior.shape[1], model.latent.draws)
+    latent = model.latent.infer(posterior, draws.latent)
     painted = stage.decode(latent, None, chunks)
     same_shape(painted, target)
     error = (painted - target).square().sum((1, 2)).mean()

@@ -22,18 +22,15 @@ from torch import Tensor, nn
 from worldmodel.batch import Batch
 from worldmodel.causal import CausalStage, where_rows
 from worldmodel.config import ModelConfig
+from worldmodel.draws import Draws, frame_draws, pick
 from worldmodel.frames import Chunks, FrameStage
 from worldmodel.heads import ChunkPrior, Outcome
-from worldmodel.kernels import noise
 from worldmodel.kernels.compaction import compact, take
 from worldmodel.latents import make_latent
 from worldmodel.layers import Memory
 from worldmodel.router import Routing
 from worldmodel.side import action_vector
 from worldmodel.state import DreamState
-
-# Which of a step's draws is which; the latent of chunk k is drawn from stream k, its start from START + k.
-START, EVENT, TERMINATED = 1000, 2000, 2001
 
 
 @dataclass
@@ -144,10 +141,8 @@ class WorldModel(nn.Module):
         start, valid = chunks.start.view(B, T, K), chunks.valid.view(B, T, K)
         posterior = frame_posterior[batch.index]
 
-        word = torch.stack(
-            [noise.row_hash(key[:, None], torch.arange(T, device=key.device), k) for k in range(K)], dim=-1
-        )
-        latent = self.latent.infer(posterior, word)
+        draws = frame_draws(key[:, None], torch.arange(T, device=key.device), K, self.latent.draws)
+        latent = self.latent.infer(posterior, draws.latent)
         # The code answers to the painter alone. Let into the encoder, the wish to be foretold makes it poor and sure of
         # itself before it has learned to tell a key from the floor.
         content = self.embed_latent(latent.detach()) + self.embed_start[start]
@@ -248,6 +243,7 @@ class WorldModel(nn.Module):
         stage = {name: value for name, value in memory.items() if name not in ("key", "step", "feature")}
         y = self.causal_stage.step(None, action, stage)
         limit = seen[0].start.shape[1] if seen else self.frame_stage.max_chunks
+        draws = frame_draws(key, step, limit, self.latent.draws)
         last = torch.full((B,), -1, device=self.device)
         entropy = torch.zeros(B, device=self.device)
         latents, contents, pasts, starts = [], [], [], []
@@ -256,16 +252,15 @@ class WorldModel(nn.Module):
                 chunks, posterior = seen
                 start, active, parameters = chunks.start[:, k], chunks.valid[:, k], posterior[:, k]
             else:
-                start, chosen = self._choose_start(y, last, k, noise.row_hash(key, step, START + k), greedy)
+                start, chosen = self._choose_start(y, last, k, draws.start[:, k], greedy)
                 entropy, active = entropy + chosen, start < P
                 start = torch.where(active, start, 0)
                 parameters = self.prior(y, start)
             everyone = self.fixed_starts or bool(active.all())
             if not everyone and not active.any():
                 break
-            word = noise.row_hash(key, step, k)
             draw = self.latent.infer if seen else self.latent.sample
-            z = self.latent.mode(parameters) if greedy else draw(parameters, word)
+            z = self.latent.mode(parameters) if greedy else draw(parameters, draws.latent[:, k])
             content = self.embed_latent(z) + self.embed_start[start]
             length = (start - last) * active if k else torch.zeros_like(start)
             latents.append(z)
@@ -285,7 +280,7 @@ class WorldModel(nn.Module):
         feature = torch.cat([y, (content * valid).sum(1) / count], dim=-1)
         memory |= stage
         memory["step"], memory["feature"] = step + 1, feature
-        reward, reward_mean, terminated, probability = self._outcome(y, key, step, greedy)
+        reward, reward_mean, terminated, probability = self._outcome(y, draws, greedy)
         output = StepOutput(
             feature,
             reward,
@@ -300,23 +295,22 @@ class WorldModel(nn.Module):
         )
         return DreamState(memory), output
 
-    def _choose_start(self, y: Tensor, last: Tensor, k: int, word: Tensor, greedy: bool) -> tuple[Tensor, Tensor]:
+    def _choose_start(self, y: Tensor, last: Tensor, k: int, uniform: Tensor, greedy: bool) -> tuple[Tensor, Tensor]:
         """Where the next chunk starts (P: nowhere, the frame ends), and the entropy of that choice in nats."""
         if self.fixed_starts:
             return self.frame_stage.fixed_start[k].expand(len(y)), torch.zeros_like(y[:, 0])
         logits = self.prior.start_logits(y, last)
         p = logits.softmax(-1)
         entropy = -(p * p.clamp(min=1e-12).log()).sum(-1)
-        return (logits if greedy else logits + noise.gumbel(word, logits.shape[-1])).argmax(-1), entropy
+        return logits.argmax(-1) if greedy else pick(logits, uniform), entropy
 
-    def _outcome(self, y: Tensor, key: Tensor, step: Tensor, greedy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _outcome(self, y: Tensor, draws: Draws, greedy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         event_logit, end_logit, size_logits = self.outcome(y)
         event, probability, size = event_logit.sigmoid(), end_logit.sigmoid(), self.outcome.size.mean(size_logits)
         if greedy:
             happens, terminated = event > 0.5, probability > 0.5
         else:
-            happens = noise.uniform(noise.row_hash(key, step, EVENT), 1)[:, 0] < event
-            terminated = noise.uniform(noise.row_hash(key, step, TERMINATED), 1)[:, 0] < probability
+            happens, terminated = draws.event < event, draws.terminated < probability
         return happens * size, event * size, terminated, probability
 
     @torch.no_grad()

@@ -5,15 +5,15 @@ import torch
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 from worldmodel.config import LatentConfig
-from worldmodel.kernels import noise
+from worldmodel.draws import frame_draws
 from worldmodel.latents import make_latent
 
 CATEGORICAL = make_latent(LatentConfig(groups=3, classes=4, unimix=0.0))
 GAUSSIAN = make_latent(LatentConfig(kind="gaussian", groups=5))
 
 
-def words(n, seed=0):
-    return noise.row_hash((torch.arange(n) << 32) + seed, torch.zeros(n, dtype=torch.int64), 0)
+def draws(latent, n, seed=0):
+    return frame_draws((torch.arange(n) << 32) + seed, torch.zeros(n, dtype=torch.int64), 1, latent.draws).latent[:, 0]
 
 
 def parameters(latent, *shape, seed=0):
@@ -22,7 +22,7 @@ def parameters(latent, *shape, seed=0):
 
 def test_categorical_samples_are_one_hot_with_the_right_frequency():
     logits = parameters(CATEGORICAL, 1)
-    z = CATEGORICAL.sample(logits.expand(20000, -1), words(20000))
+    z = CATEGORICAL.sample(logits.expand(20000, -1), draws(CATEGORICAL, 20000))
     assert set(z.unique().tolist()) == {0.0, 1.0}
     z = z.unflatten(-1, (3, 4))
     assert (z.sum(-1) == 1).all()
@@ -31,7 +31,7 @@ def test_categorical_samples_are_one_hot_with_the_right_frequency():
 
 
 def test_groups_are_drawn_independently():
-    z = CATEGORICAL.sample(torch.zeros(20000, 12), words(20000)).unflatten(-1, (3, 4))
+    z = CATEGORICAL.sample(torch.zeros(20000, 12), draws(CATEGORICAL, 20000)).unflatten(-1, (3, 4))
     joint = torch.einsum("nc,nd->cd", z[:, 0], z[:, 1]) / 20000
     assert ((joint - 1 / 16).abs() < 4.5 * (1 / 16 * 15 / 16 / 20000) ** 0.5).all()
 
@@ -41,13 +41,13 @@ def test_a_sure_categorical_never_strays():
     latent = make_latent(LatentConfig(groups=3, classes=4, unimix=0.5))
     logits = torch.zeros(1, 3, 4)
     logits[..., 2] = 40.0
-    z = latent.sample(logits.flatten(1).expand(20000, -1), words(20000)).unflatten(-1, (3, 4))
+    z = latent.sample(logits.flatten(1).expand(20000, -1), draws(latent, 20000)).unflatten(-1, (3, 4))
     assert (z.argmax(-1) == 2).all()
 
 
 def test_the_gradient_goes_straight_through():
     logits = parameters(CATEGORICAL, 6).requires_grad_()
-    z = CATEGORICAL.infer(logits, words(6))
+    z = CATEGORICAL.infer(logits, draws(CATEGORICAL, 6))
     assert torch.equal(z.detach(), CATEGORICAL.mode(logits.detach()))
     wish = torch.zeros(3, 4)
     wish[:, 1] = 1.0  # more of class 1
@@ -59,12 +59,12 @@ def test_the_gradient_goes_straight_through():
 
 
 @pytest.mark.parametrize("latent", [CATEGORICAL, GAUSSIAN], ids=["categorical", "gaussian"])
-def test_a_sample_depends_on_its_own_word_alone(latent):
+def test_a_sample_depends_on_its_own_draws_alone(latent):
     p = parameters(latent, 5)
-    together = latent.sample(p, words(5))
+    together = latent.sample(p, draws(latent, 5))
     for i in range(5):
-        assert torch.equal(latent.sample(p[i : i + 1], words(5)[i : i + 1])[0], together[i])
-    assert not torch.equal(latent.sample(p, words(5, seed=1)), together)
+        assert torch.equal(latent.sample(p[i : i + 1], draws(latent, 5)[i : i + 1])[0], together[i])
+    assert not torch.equal(latent.sample(p, draws(latent, 5, seed=1)), together)
 
 
 @pytest.mark.parametrize("latent", [CATEGORICAL, GAUSSIAN], ids=["categorical", "gaussian"])
@@ -102,10 +102,10 @@ def gaussian(p):
 
 def test_gaussian_samples_kl_and_entropy():
     p, q = parameters(GAUSSIAN, 6), parameters(GAUSSIAN, 6, seed=1)
-    code = GAUSSIAN.sample(p, words(6))
+    code = GAUSSIAN.sample(p, draws(GAUSSIAN, 6))
     torch.testing.assert_close(GAUSSIAN.cost(code, p, q), kl_divergence(gaussian(p), gaussian(q)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(GAUSSIAN.entropy(p), gaussian(p).entropy(), rtol=1e-4, atol=1e-5)
-    z = GAUSSIAN.sample(p[:1].expand(20000, -1), words(20000))
+    z = GAUSSIAN.sample(p[:1].expand(20000, -1), draws(GAUSSIAN, 20000))
     expected = gaussian(p[:1])
     assert ((z.mean(0) - expected.mean[0]).abs() < 4.5 * expected.stddev[0] / 20000**0.5).all()
     torch.testing.assert_close(z.std(0), expected.stddev[0], rtol=0.03, atol=0)
@@ -116,7 +116,7 @@ def test_gaussian_samples_kl_and_entropy():
 def test_a_prior_learns_from_its_cost_to_foretell_the_posterior(latent):
     posterior = parameters(latent, 1)
     prior = parameters(latent, 1, seed=1).requires_grad_()
-    code = latent.infer(posterior, words(1))
+    code = latent.infer(posterior, draws(latent, 1))
     optimizer = torch.optim.Adam([prior], 0.1)
     for _ in range(200):
         optimizer.zero_grad()
