@@ -1,7 +1,8 @@
 """Trajectories in, a world model out: see README.md.
 
 Importing the package registers the environment `worldmodel/Dream-v0`. Torch is imported by the first name that needs
-it, so that `import worldmodel` stays instant.
+it, so that `import worldmodel` stays instant. The model and its kernels need no Gymnasium: where it is missing, only
+the environment is not there.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 import importlib
 from os import PathLike
 from typing import TYPE_CHECKING, Any
-
-import gymnasium
 
 if TYPE_CHECKING:
     from worldmodel.model import WorldModel
@@ -56,8 +55,18 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'worldmodel' has no attribute {name!r}")
 
 
-gymnasium.register(
-    id="worldmodel/Dream-v0",
-    entry_point="worldmodel.envs.dream:DreamEnv",
-    vector_entry_point="worldmodel.envs.dream:DreamVectorEnv",
-)
+def _register() -> None:
+    try:
+        import gymnasium
+    except ModuleNotFoundError as error:
+        if error.name != "gymnasium":  # it is there, but broken
+            raise
+        return
+    gymnasium.register(
+        id="worldmodel/Dream-v0",
+        entry_point="worldmodel.envs.dream:DreamEnv",
+        vector_entry_point="worldmodel.envs.dream:DreamVectorEnv",
+    )
+
+
+_register()
