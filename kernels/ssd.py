@@ -1,4 +1,4 @@
-"""The state-space scan of Mamba-2 (Dao & Gu 2024, "SSD"), chunked, in plain torch.
+"""The state-space scan of Mamba-2 (Dao & Gu 2024, "SSD"), chunked.
 
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t^T          y_t = C_t h_t
 
@@ -10,9 +10,13 @@ Shape suffixes: B batch, L positions, H heads, P head width, N state width, Q po
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from worldmodel.kernels.backend import choose
 
 
 def ssd_scan(
@@ -25,6 +29,7 @@ def ssd_scan(
     reset_BL: Tensor | None = None,
     initial_BHPN: Tensor | None = None,
     chunk_size: int = 32,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence over a whole sequence.
 
@@ -35,11 +40,32 @@ def ssd_scan(
         B_BLN, C_BLN: input and output maps, shared by all heads.
         reset_BL: True where a new sequence begins: nothing is carried over from the position before.
         initial_BHPN: state before the first position, zeros if None.
-        chunk_size: Q, the length of the quadratic blocks.
+        chunk_size: Q, the length of the quadratic blocks. It changes the speed only, and a backend may take another.
+        backend: "mamba", "triton" or "torch"; None for what suits the device (`kernels/backend.py`).
 
     Returns:
-        `y_BLHP` and the state after the last position `(B, H, P, N)`.
+        `y_BLHP` and the state after the last position `(B, H, P, N)`. The GPU's backends return y in x's dtype and the
+        state in fp32, whatever x is.
+
+    Raises:
+        MissingBackend: the backend asked for is not installed or cannot run on this device.
     """
+    scan = choose("ssd_scan", x_BLHP, backend, SSD_SCAN)
+    return scan(x_BLHP, dt_BLH, A_H, B_BLN, C_BLN, reset_BL=reset_BL, initial_BHPN=initial_BHPN, chunk_size=chunk_size)
+
+
+def ssd_scan_torch(
+    x_BLHP: Tensor,
+    dt_BLH: Tensor,
+    A_H: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    *,
+    reset_BL: Tensor | None = None,
+    initial_BHPN: Tensor | None = None,
+    chunk_size: int = 32,
+) -> tuple[Tensor, Tensor]:
+    """The reference."""
     B, L, H, P = x_BLHP.shape
     N = B_BLN.shape[-1]
     Q = min(chunk_size, L)
@@ -81,6 +107,21 @@ def ssd_scan(
         state = state * survives[:, i, :, -1, None, None] + added[:, i]
     y = y + (c.unsqueeze(2) @ torch.stack(entering, 1).transpose(-1, -2)) * survives.unsqueeze(-1)
     return y.transpose(2, 3).reshape(B, C * Q, H, P)[:, :L], state
+
+
+def _triton(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    from worldmodel.kernels.triton_ssd import ssd_scan_triton  # here, so that nobody needs Triton
+
+    return ssd_scan_triton(*tensors, **options)
+
+
+def _mamba(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    from worldmodel.kernels.mamba_library import ssd_scan_mamba
+
+    return ssd_scan_mamba(*tensors, **options)
+
+
+SSD_SCAN = {"mamba": _mamba, "triton": _triton, "torch": ssd_scan_torch}  # the fastest first
 
 
 def ssd_step(
