@@ -103,9 +103,83 @@ def test_gradients():
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_half_precision_is_smoothed_in_fp32():
+def gradients(z, p, initial, backend):
+    """Values, and gradients of every input through both outputs."""
+    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in (z, p, initial)]
+    y, last = ema_scan(leaves[0], leaves[1], initial_BD=leaves[2], backend=backend)
+    g = torch.Generator().manual_seed(0)
+    out = (y * torch.randn(y.shape, generator=g).to(y.dtype)).sum() + last.pow(2).sum()
+    return [y, last, *torch.autograd.grad(out, [t for t in leaves if t is not None])]
+
+
+@pytest.mark.parametrize("rows,length,width", [(1, 1, 1), (2, 7, 3), (3, 19, 64), (1, 5, 130)])
+@pytest.mark.parametrize("kind", ["mixed", "plain", "low", "high"])
+@pytest.mark.parametrize("carried", [False, True])
+def test_triton_gives_the_values_and_gradients_of_the_reference(rows, length, width, kind, carried):
+    z, p, initial = (t.double() for t in inputs(6, length, kind, rows, width))
+    initial = initial if carried else None
+    # Not closer: next to p = 1 the reference divides the small differences of its logarithms by 1 - p.
+    expected = gradients(z, p, initial, "torch")
+    torch.testing.assert_close(gradients(z, p, initial, "triton"), expected, rtol=1e-7, atol=1e-7)
+
+
+def test_triton_and_the_reference_agree_on_a_p_of_one():
+    z, p, initial = inputs(7, 12, "plain")
+    p[:, 0], p[0, 5], p[1, 11] = 1.0, 1.0, 1.0
+    for backend in ("torch", "triton"):
+        _, _, dz, dp, dinitial = gradients(z, p, initial, backend)
+        z_other = z.clone()
+        z_other[0, :5] = 100.0
+        assert torch.equal(dp[:, 0], gradients(z, p, -initial, backend)[3][:, 0])
+        assert torch.equal(dp[0, 5], gradients(z_other, p, initial, backend)[3][0, 5])
+        torch.testing.assert_close(dp[0, 5], (z[0, 5] * dz[0, 5]).sum())  # p is 1, so dz is g
+        assert not dinitial.any()
+
+
+def test_triton_forgets_even_infinities():
+    z, p, initial = inputs(8, 6, "plain")
+    z[:, 2], p[:, 3] = torch.inf, 1.0
+    y, _, dz, dp, dinitial = gradients(z, p, initial * torch.nan, "triton")
+    assert y[:, :3].isfinite().logical_not().any()
+    assert y[:, 3:].isfinite().all()
+    torch.testing.assert_close(y[:, 3:], ema_scan(z[:, 3:], p[:, 3:])[0])
+    assert dz.isfinite().all()
+    assert dp[:, 3:].isfinite().all()
+    assert dinitial.isfinite().all()
+
+
+def test_triton_takes_narrowed_and_turned_tensors():
+    z, p, initial = inputs(9, 9, "plain", width=8)
+    expected = gradients(z[..., :5], p, initial[:, :5], "torch")
+    torch.testing.assert_close(gradients(z[..., :5], p, initial[:, :5], "triton"), expected, rtol=1e-4, atol=1e-4)
+    turned = z[..., :5].transpose(1, 2).contiguous().transpose(1, 2)
+    y, last = ema_scan(turned, p.t().contiguous().t(), initial_BD=initial.t().contiguous().t()[:, :5], backend="triton")
+    torch.testing.assert_close([y, last], expected[:2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("rows,length", [(0, 4), (2, 0)])
+def test_no_rows_or_no_positions(backend, rows, length):
+    z, p, initial = torch.zeros(rows, length, 3), torch.zeros(rows, length), torch.ones(rows, 3)
+    y, last = ema_scan(z, p, initial_BD=initial, backend=backend)
+    assert y.shape == z.shape
+    assert torch.equal(last, initial)
+
+
+def test_triton_smooths_half_precision_in_fp32():
+    z, p, initial = inputs(10, 33, "low")
+    got = gradients(z.bfloat16(), p, initial, "triton")
+    assert [t.dtype for t in got] == [torch.float32] * 2 + [torch.bfloat16] + [torch.float32] * 2
+    expected = gradients(z.bfloat16().double(), p.double(), initial.double(), "torch")
+    for t, e in zip(got, expected):
+        rtol = 1e-2 if t.dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(t.double(), e, rtol=rtol, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_half_precision_is_smoothed_in_fp32(backend):
     z, p, _ = inputs(5, 200, "low")
-    y, last = ema_scan(z.bfloat16(), p)
+    y, last = ema_scan(z.bfloat16(), p, backend=backend)
     assert y.dtype == last.dtype == torch.float32
     expected, _ = naive(z.bfloat16().double(), p.double(), torch.zeros(2, 3, dtype=torch.float64))
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-6)
