@@ -17,11 +17,11 @@ from typing import Any
 from worldmodel.envs.fidelity_table import fidelity_table
 
 sys.path.insert(0, str(Path(__file__).parent))
-import speed
+import speed_report
+from speed_report import markdown
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/design.md")
 BOUNDARIES = {"stride": "fixed stride", "learned": "learned router"}
 
 
@@ -29,11 +29,6 @@ def read(name: str) -> dict[str, Any] | None:
     """A result, or None if it was not measured yet."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """Rows as a table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
 
 
 def share(value: float | None) -> str:
@@ -95,9 +90,10 @@ def fidelity_full() -> str:
     )
 
 
-def speeds() -> str:
-    """The speed tables of all runs measured."""
-    return "\n\n".join(speed.report(json.loads(p.read_text())) for p in sorted(RESULTS.glob("speed_*[0-9].json")))
+def speeds(table: Callable[[dict[str, Any]], str], part: str = "rates") -> str:
+    """One of the tables of speed, of all runs for which that part was measured."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("speed_*[0-9].json"))]
+    return "\n\n".join(table(result) for result in results if part in result)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -105,20 +101,22 @@ TABLES: dict[str, Callable[[], str]] = {
     "fidelity": fidelity,
     "fidelity_full": fidelity_full,
     "boundaries": boundaries,
-    "speed": speeds,
+    "speed": lambda: speeds(speed_report.report),
+    "growth": lambda: speeds(speed_report.growth, "growth"),
+    "threads": lambda: speeds(speed_report.threads, "threads"),
+    "memory": lambda: speeds(speed_report.memory, "peak_memory_bytes"),
 }
 
 
 def main() -> None:
     """Rewrite every table in every document."""
-    for name in DOCUMENTS:
-        path = ROOT / name
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
 
         def table(match: re.Match[str]) -> str:
             return f"<!-- table:{match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
 
         path.write_text(re.sub(r"<!-- table:(\w+) -->\n.*?<!-- end -->", table, path.read_text(), flags=re.DOTALL))
-        print(f"{name} is up to date")
+        print(f"{path.relative_to(ROOT)} is up to date")
 
 
 if __name__ == "__main__":
