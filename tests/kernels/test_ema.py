@@ -1,11 +1,15 @@
 """The smoothing scan against `s_j = p_j z_j + (1 - p_j) s_{j-1}` in fp64."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldmodel.kernels.ema import ema_scan
+
+TORCH, TRITON = partial(ema_scan, backend="torch"), partial(ema_scan, backend="triton")
 
 
 def naive(z, p, initial):
@@ -103,10 +107,20 @@ def test_gradients():
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def gradients(z, p, initial, backend):
-    """Values, and gradients of every input through both outputs."""
+def exact(z, p, initial_BD):
+    """The recurrence, where a p of 1 is said to hide the past from its own gradient, too."""
+    s, out = z.new_zeros(z.shape[0], z.shape[2]) if initial_BD is None else initial_BD, []
+    for j in range(z.shape[1]):
+        keep = (1 - p[:, j, None]).masked_fill(p[:, j, None] == 1, 0.0)
+        s = p[:, j, None] * z[:, j] + keep * s
+        out.append(s)
+    return torch.stack(out, 1), s
+
+
+def gradients(run, z, p, initial, width=None):
+    """Values, and gradients of every input through both outputs; only the first `width` channels of z are given."""
     leaves = [None if t is None else t.detach().clone().requires_grad_() for t in (z, p, initial)]
-    y, last = ema_scan(leaves[0], leaves[1], initial_BD=leaves[2], backend=backend)
+    y, last = run(leaves[0][..., :width], leaves[1], initial_BD=leaves[2])
     g = torch.Generator().manual_seed(0)
     out = (y * torch.randn(y.shape, generator=g).to(y.dtype)).sum() + last.pow(2).sum()
     return [y, last, *torch.autograd.grad(out, [t for t in leaves if t is not None])]
@@ -115,23 +129,24 @@ def gradients(z, p, initial, backend):
 @pytest.mark.parametrize("rows,length,width", [(1, 1, 1), (2, 7, 3), (3, 19, 64), (1, 5, 130)])
 @pytest.mark.parametrize("kind", ["mixed", "plain", "low", "high"])
 @pytest.mark.parametrize("carried", [False, True])
-def test_triton_gives_the_values_and_gradients_of_the_reference(rows, length, width, kind, carried):
+def test_triton_gives_the_values_and_gradients_of_the_recurrence(rows, length, width, kind, carried):
     z, p, initial = (t.double() for t in inputs(6, length, kind, rows, width))
     initial = initial if carried else None
-    # Not closer: next to p = 1 the reference divides the small differences of its logarithms by 1 - p.
-    expected = gradients(z, p, initial, "torch")
-    torch.testing.assert_close(gradients(z, p, initial, "triton"), expected, rtol=1e-7, atol=1e-7)
+    got = gradients(TRITON, z, p, initial)
+    torch.testing.assert_close(got, gradients(exact, z, p, initial), rtol=1e-9, atol=1e-9)
+    # Next to p = 1 the reference divides the small differences of its logarithms by 1 - p.
+    torch.testing.assert_close(got, gradients(TORCH, z, p, initial), rtol=1e-5, atol=1e-5)
 
 
 def test_triton_and_the_reference_agree_on_a_p_of_one():
     z, p, initial = inputs(7, 12, "plain")
     p[:, 0], p[0, 5], p[1, 11] = 1.0, 1.0, 1.0
-    for backend in ("torch", "triton"):
-        _, _, dz, dp, dinitial = gradients(z, p, initial, backend)
+    for run in (TORCH, TRITON):
+        _, _, dz, dp, dinitial = gradients(run, z, p, initial)
         z_other = z.clone()
         z_other[0, :5] = 100.0
-        assert torch.equal(dp[:, 0], gradients(z, p, -initial, backend)[3][:, 0])
-        assert torch.equal(dp[0, 5], gradients(z_other, p, initial, backend)[3][0, 5])
+        assert torch.equal(dp[:, 0], gradients(run, z, p, -initial)[3][:, 0])
+        assert torch.equal(dp[0, 5], gradients(run, z_other, p, initial)[3][0, 5])
         torch.testing.assert_close(dp[0, 5], (z[0, 5] * dz[0, 5]).sum())  # p is 1, so dz is g
         assert not dinitial.any()
 
@@ -139,7 +154,7 @@ def test_triton_and_the_reference_agree_on_a_p_of_one():
 def test_triton_forgets_even_infinities():
     z, p, initial = inputs(8, 6, "plain")
     z[:, 2], p[:, 3] = torch.inf, 1.0
-    y, _, dz, dp, dinitial = gradients(z, p, initial * torch.nan, "triton")
+    y, _, dz, dp, dinitial = gradients(TRITON, z, p, initial * torch.nan)
     assert y[:, :3].isfinite().logical_not().any()
     assert y[:, 3:].isfinite().all()
     torch.testing.assert_close(y[:, 3:], ema_scan(z[:, 3:], p[:, 3:])[0])
@@ -150,11 +165,17 @@ def test_triton_forgets_even_infinities():
 
 def test_triton_takes_narrowed_and_turned_tensors():
     z, p, initial = inputs(9, 9, "plain", width=8)
-    expected = gradients(z[..., :5], p, initial[:, :5], "torch")
-    torch.testing.assert_close(gradients(z[..., :5], p, initial[:, :5], "triton"), expected, rtol=1e-4, atol=1e-4)
+    expected = gradients(TORCH, z, p, initial[:, :5], width=5)
+    torch.testing.assert_close(gradients(TRITON, z, p, initial[:, :5], width=5), expected, rtol=1e-4, atol=1e-4)
     turned = z[..., :5].transpose(1, 2).contiguous().transpose(1, 2)
     y, last = ema_scan(turned, p.t().contiguous().t(), initial_BD=initial.t().contiguous().t()[:, :5], backend="triton")
     torch.testing.assert_close([y, last], expected[:2], rtol=1e-5, atol=1e-5)
+
+
+def test_triton_takes_a_gradient_that_is_one_number_expanded():
+    z, p, _ = inputs(11, 7, "plain")
+    got, expected = (torch.autograd.grad(run(z.requires_grad_(), p)[0].sum(), z) for run in (TRITON, TORCH))
+    torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -168,9 +189,9 @@ def test_no_rows_or_no_positions(backend, rows, length):
 
 def test_triton_smooths_half_precision_in_fp32():
     z, p, initial = inputs(10, 33, "low")
-    got = gradients(z.bfloat16(), p, initial, "triton")
+    got = gradients(TRITON, z.bfloat16(), p, initial)
     assert [t.dtype for t in got] == [torch.float32] * 2 + [torch.bfloat16] + [torch.float32] * 2
-    expected = gradients(z.bfloat16().double(), p.double(), initial.double(), "torch")
+    expected = gradients(exact, z.bfloat16().double(), p.double(), initial.double())
     for t, e in zip(got, expected):
         rtol = 1e-2 if t.dtype == torch.bfloat16 else 1e-5
         torch.testing.assert_close(t.double(), e, rtol=rtol, atol=1e-5)
