@@ -82,7 +82,7 @@ def mamba_step_torch(
     decay = (dt * -A_log.exp()).exp().unsqueeze(-1).expand_as(x).reshape(B, 1, I)
     ssm = ssm_BNI.mul_(decay) if in_place else ssm_BNI * decay
     ssm.addcmul_(b.unsqueeze(-1), (x * dt.unsqueeze(-1)).view(B, 1, I))
-    y = torch.bmm(c.unsqueeze(1), ssm).view_as(x)
+    y = torch.bmm(c.unsqueeze(1), ssm).to(ssm.dtype).view_as(x)  # autocast would leave it in bf16
     y = y.addcmul_(x, skip.unsqueeze(-1)).view(B, I).mul_(F.silu(z))
     return F.rms_norm(y, (I,), norm, 1e-5), window, ssm
 

@@ -156,7 +156,12 @@ class FrameStage(nn.Module):
         member = F.one_hot(chunks.of_patch, K).to(h.dtype).transpose(1, 2)  # (U, K, P)
         weighed = (h.unsqueeze(2) * self.pool_gain).flatten(2)  # (U, P, R * D)
         pooled = member @ weighed / member.sum(-1, keepdim=True).clamp(min=1).sqrt()
-        return chunks, self.posterior(torch.cat([take(h, chunks.start), pooled], dim=-1)), routing
+        posterior = self.posterior(torch.cat([take(h, chunks.start), pooled], dim=-1))
+        return (
+            chunks,
+            posterior.to(h.dtype),
+            routing,
+        )  # full precision under autocast, too: classes are told apart by it
 
     def _route(self, router: Router, h_UPD: Tensor, weight_U: Tensor | None) -> tuple[Chunks, Routing]:
         U, P, _ = h_UPD.shape
@@ -194,4 +199,5 @@ class FrameStage(nn.Module):
         x = (x.unflatten(-1, (self.readers, -1)) * self.read_gain).sum(2)
         if chunks.gate is not None:
             x = x * chunks.gate.unsqueeze(-1).to(x.dtype)
-        return self.paint(self.decoder(x + self.decoder_place))
+        x = self.decoder(x + self.decoder_place)
+        return self.paint(x).to(x.dtype)

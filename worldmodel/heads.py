@@ -1,4 +1,7 @@
-"""What y says: the next chunk's start and latent, and, at a frame's last token, reward and termination."""
+"""What y says: the next chunk's start and latent, and, at a frame's last token, reward and termination.
+
+All of it comes in y's precision, under autocast too: it goes into losses, and samples are drawn by it.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +36,14 @@ class ChunkPrior(nn.Module):
     def start_logits(self, y: Tensor, last_start: Tensor) -> Tensor:
         """Logits `(..., P + 1)` of where the next chunk starts: behind `last_start` `(...)` (-1: none yet) or END."""
         place = torch.arange(self.patches + 1, device=y.device)
-        logits = self.start(y).masked_fill(place <= last_start.unsqueeze(-1), -torch.inf)
+        logits = self.start(y).to(y.dtype).masked_fill(place <= last_start.unsqueeze(-1), -torch.inf)
         # A frame has at least one chunk, and the first begins at patch 0.
         opening = (last_start < 0).unsqueeze(-1)
         return logits.masked_fill(opening & (place > 0), -torch.inf)
 
     def forward(self, y: Tensor, start: Tensor) -> Tensor:
         """Parameters of the latent of the chunk that starts at patch `start` `(...)`."""
-        return self.latent(F.silu(self.hidden(y) + self.start_embedding[start]))
+        return self.latent(F.silu(self.hidden(y) + self.start_embedding[start])).to(y.dtype)
 
 
 class Outcome(nn.Module):
@@ -60,5 +63,6 @@ class Outcome(nn.Module):
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of a reward event `(...)`, of termination `(...)`, and of the size `(..., bins)`."""
-        event, terminated, size = self.out(F.silu(self.hidden(y))).split([1, 1, self.size.bins], dim=-1)
+        said = self.out(F.silu(self.hidden(y))).to(y.dtype)
+        event, terminated, size = said.split([1, 1, self.size.bins], dim=-1)
         return event.squeeze(-1), terminated.squeeze(-1), size

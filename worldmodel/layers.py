@@ -99,7 +99,8 @@ class Attention(nn.Module):
         return self.out(y.reshape(B, D)), keys, values
 
     def _put(self, ring: Tensor, new_BH1E: Tensor, count: Tensor, active_B: Tensor | None, in_place: bool) -> Tensor:
-        rows, slot, new = torch.arange(len(ring), device=ring.device), count % self.window, new_BH1E[:, :, 0]
+        rows, slot = torch.arange(len(ring), device=ring.device), count % self.window
+        new = new_BH1E[:, :, 0].to(ring.dtype)  # half as wide under autocast
         if active_B is not None:
             new = torch.where(active_B[:, None, None], new, ring[rows, slot])
         if not in_place:
@@ -137,7 +138,10 @@ class Block(nn.Module):
 
     def forward(self, x_BLD: Tensor, reset_BL: Tensor | None = None) -> Tensor:
         h = self.norm1(x_BLD)
-        h = self.mixer(h, reset_BL)[0] if isinstance(self.mixer, Mamba2) else self.mixer(h, reset_BL)
+        if isinstance(self.mixer, Mamba2):
+            h, _ = self.mixer(h, reset_BL, final_state=False)
+        else:
+            h = self.mixer(h, reset_BL)
         return self._finish(x_BLD + h)
 
     def step(

@@ -65,32 +65,38 @@ class Mamba2(nn.Module):
         return self.conv1d.weight[:, 0], self.conv1d.bias
 
     def forward(
-        self, u_BLD: Tensor, reset_BL: Tensor | None = None, state: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        self,
+        u_BLD: Tensor,
+        reset_BL: Tensor | None = None,
+        state: tuple[Tensor, Tensor] | None = None,
+        *,
+        final_state: bool = True,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Run a sequence.
 
         Args:
             u_BLD: inputs.
             reset_BL: True where a new sequence begins.
             state: what `forward`, `step` or `initial_state` returned, to go on from there.
+            final_state: whether it is wanted.
 
         Returns:
-            Outputs `(B, L, D)` and the state after the last position.
+            Outputs `(B, L, D)` and the state after the last position, None without `final_state`.
         """
         B, L, _ = u_BLD.shape
         conv, ssm = state if state is not None else (None, None)
         z, xBC, dt = self._split(u_BLD)
-        xBC, conv = causal_conv(xBC, *self._filters(), reset_BL=reset_BL, initial_BKD=conv)
-        x, b, c = F.silu(xBC).split([self.inner, self.state, self.state], dim=-1)
+        mixed, conv = causal_conv(xBC, *self._filters(), reset_BL=reset_BL, initial_BKD=conv)
+        # Under autocast the scan's matrix products are to have the projection's precision, not the filters'.
+        x, b, c = F.silu(mixed).to(xBC.dtype).split([self.inner, self.state, self.state], dim=-1)
         x = x.reshape(B, L, self.heads, self.headdim)
         if ssm is not None:  # steps keep it with the state's axis first
             ssm = ssm.unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1)
-        y, ssm = ssd_scan(
-            x, dt, -self.A_log.exp(), b, c, reset_BL=reset_BL, initial_BHPN=ssm, chunk_size=self.chunk_size
-        )
-        ssm = ssm.permute(0, 3, 1, 2).flatten(2)
+        options = {"reset_BL": reset_BL, "initial_BHPN": ssm, "chunk_size": self.chunk_size}
+        y, ssm = ssd_scan(x, dt, -self.A_log.exp(), b, c, **options, final_state=final_state)
         y = torch.addcmul(y, x, self.D.unsqueeze(-1)).reshape(B, L, self.inner)
-        return self.out_proj(self.norm(y, z)), (conv, ssm)
+        after = (conv, ssm.permute(0, 3, 1, 2).flatten(2)) if ssm is not None else None
+        return self.out_proj(self.norm(y, z)), after
 
     def step(
         self,
