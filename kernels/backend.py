@@ -22,9 +22,12 @@ if TYPE_CHECKING:  # so that the command line can name MissingBackend without wa
     from torch import Tensor
 
 VARIABLE = "WORLDMODEL_BACKEND"
-# What each backend needs to import. "torch" needs nothing beyond what is here anyway.
+# What each backend needs to import. The first two run anywhere; where a kernel has both, "reference" is the one that is
+# written to be read, and left to autograd.
+ANYWHERE = ("torch", "reference")
 NEEDS = {
     "torch": "torch",
+    "reference": "torch",
     "triton": "triton",
     "mamba": "mamba_ssm.ops.triton.ssd_combined",
     "flash": "flash_attn",
@@ -98,7 +101,7 @@ def choose(
             f"the backend {asked!r} of {kernel} needs {PACKAGES[asked]}, which cannot be imported ({reason}): install "
             f"'worldmodel[cuda]', or ask for another of {', '.join(implementations)}"
         )
-    if asked != "torch" and x.device.type == "cpu" and not (asked == "triton" and interpreted()):
+    if asked not in ANYWHERE and x.device.type == "cpu" and not (asked == "triton" and interpreted()):
         hint = ", or set TRITON_INTERPRET=1 to run it in Triton's slow interpreter" if asked == "triton" else ""
         raise MissingBackend(f"the backend {asked!r} of {kernel} runs on a GPU, not on a CPU: use 'torch'{hint}")
     return implementations[asked]

@@ -10,6 +10,7 @@ Shape suffixes: B batch, L positions, H heads, P head width, N state width, Q po
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.kernels.backend import choose
+from worldmodel.kernels.ssd_eager import ssd_scan_eager
 
 
 def ssd_scan(
@@ -29,8 +31,9 @@ def ssd_scan(
     reset_BL: Tensor | None = None,
     initial_BHPN: Tensor | None = None,
     chunk_size: int = 32,
+    final_state: bool = True,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Run the recurrence over a whole sequence.
 
     Args:
@@ -41,7 +44,8 @@ def ssd_scan(
         reset_BL: True where a new sequence begins: nothing is carried over from the position before.
         initial_BHPN: state before the first position, zeros if None.
         chunk_size: Q, the length of the quadratic blocks. It changes the speed only, and a backend may take another.
-        backend: "mamba", "triton" or "torch"; None for what suits the device (`kernels/backend.py`).
+        final_state: whether it is wanted; without it None may come in its place.
+        backend: "mamba", "triton", "torch" or "reference"; None for what suits the device (`kernels/backend.py`).
 
     Returns:
         `y_BLHP` and the state after the last position `(B, H, P, N)`. The GPU's backends return y in x's dtype and the
@@ -51,7 +55,10 @@ def ssd_scan(
         MissingBackend: the backend asked for is not installed or cannot run on this device.
     """
     scan = choose("ssd_scan", x_BLHP, backend, SSD_SCAN)
-    return scan(x_BLHP, dt_BLH, A_H, B_BLN, C_BLN, reset_BL=reset_BL, initial_BHPN=initial_BHPN, chunk_size=chunk_size)
+    options = {"reset_BL": reset_BL, "initial_BHPN": initial_BHPN, "chunk_size": chunk_size}
+    if scan is ssd_scan_eager:  # the others get it for next to nothing
+        options["final_state"] = final_state
+    return scan(x_BLHP, dt_BLH, A_H, B_BLN, C_BLN, **options)
 
 
 def ssd_scan_torch(
@@ -121,7 +128,13 @@ def _mamba(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     return ssd_scan_mamba(*tensors, **options)
 
 
-SSD_SCAN = {"mamba": _mamba, "triton": _triton, "torch": ssd_scan_torch}  # the fastest first
+# The fastest first.
+SSD_SCAN: dict[str, Callable[..., Any]] = {
+    "mamba": _mamba,
+    "triton": _triton,
+    "torch": ssd_scan_eager,
+    "reference": ssd_scan_torch,
+}
 
 
 def ssd_step(

@@ -92,8 +92,17 @@ class Mamba2(nn.Module):
         x = x.reshape(B, L, self.heads, self.headdim)
         if ssm is not None:  # steps keep it with the state's axis first
             ssm = ssm.unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1)
-        options = {"reset_BL": reset_BL, "initial_BHPN": ssm, "chunk_size": self.chunk_size}
-        y, ssm = ssd_scan(x, dt, -self.A_log.exp(), b, c, **options, final_state=final_state)
+        y, ssm = ssd_scan(
+            x,
+            dt,
+            -self.A_log.exp(),
+            b,
+            c,
+            reset_BL=reset_BL,
+            initial_BHPN=ssm,
+            chunk_size=self.chunk_size,
+            final_state=final_state,
+        )
         y = torch.addcmul(y, x, self.D.unsqueeze(-1)).reshape(B, L, self.inner)
         after = (conv, ssm.permute(0, 3, 1, 2).flatten(2)) if ssm is not None else None
         return self.out_proj(self.norm(y, z)), after
