@@ -50,10 +50,14 @@ def mamba_step(
         weights: of the layer.
         active_B: False in rows that sit this position out: their memory stays as it is and their output is anything.
         in_place: whether `conv_BKW` and `ssm_BNI` may be written to; otherwise they are left alone.
-        backend: see `worldmodel.kernels.backend`.
+        backend: "triton" or "torch"; None for what suits the device (`kernels/backend.py`). Triton's has no gradient:
+            where one is wanted, the reference runs.
 
     Returns:
         The normed output `(B, I)`, for `out_proj`, and the new window and state.
+
+    Raises:
+        MissingBackend: the backend asked for is not installed or cannot run on this device.
     """
     run = choose("mamba_step", u_BE, backend, MAMBA_STEP)
     return run(u_BE, conv_BKW, ssm_BNI, weights, active_B, in_place)
@@ -73,7 +77,7 @@ def mamba_step_torch(
     for k in range(taps - 1):
         mixed = mixed.addcmul_(conv_BKW[:, k], filters[:, k])
     x, b, c = F.silu(mixed, inplace=True).split([I, N, N], dim=-1)
-    window = torch.cat([conv_BKW[:, 1:], new.unsqueeze(1)], dim=1)
+    window = torch.cat([conv_BKW[:, 1:], new.unsqueeze(1)], dim=1) if taps > 1 else conv_BKW
     if active_B is not None:
         dt = dt * active_B.unsqueeze(-1)  # without a step the state neither decays nor takes anything in
         window = torch.where(active_B[:, None, None], window, conv_BKW)
@@ -87,4 +91,14 @@ def mamba_step_torch(
     return F.rms_norm(y, (I,), norm, 1e-5), window, ssm
 
 
-MAMBA_STEP = {"torch": mamba_step_torch}
+def _triton(
+    u_BE: Tensor, conv_BKW: Tensor, ssm_BNI: Tensor, weights: StepWeights, active_B: Tensor | None, in_place: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from worldmodel.kernels.triton_mamba_step import mamba_step_triton  # here, so that nobody needs Triton
+
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (u_BE, conv_BKW, ssm_BNI, *weights))
+    run = mamba_step_torch if wanted else mamba_step_triton
+    return run(u_BE, conv_BKW, ssm_BNI, weights, active_B, in_place)
+
+
+MAMBA_STEP = {"triton": _triton, "torch": mamba_step_torch}  # the fastest first
