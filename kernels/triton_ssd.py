@@ -40,7 +40,7 @@ def _decays(
     to_end_Q = tl.where(piece_Q == pieces, tl.exp(total - total_Q), 0)
     through = tl.where(pieces == 0, tl.exp(total), 0)
     allowed_QQ = (q[:, None] >= q[None, :]) & (piece_Q[:, None] == piece_Q[None, :])
-    left_QQ = tl.where(allowed_QQ, tl.exp(total_Q[:, None] - total_Q[None, :]), 0)
+    left_QQ = tl.exp(tl.where(allowed_QQ, total_Q[:, None] - total_Q[None, :], float("-inf")))
     return dt_Q, survives_Q, to_end_Q, through, left_QQ
 
 
@@ -263,8 +263,10 @@ def ssd_scan_triton(
     """`ssd_scan`, in chunks of 16, 32 or 64 positions (fp32: 32 at most)."""
     B, L, H, P = x_BLHP.shape
     if B == 0 or L == 0:
-        final = x_BLHP.new_zeros(B, H, P, B_BLN.shape[-1]) if initial_BHPN is None else initial_BHPN
-        return torch.zeros_like(x_BLHP), final
+        if initial_BHPN is None:
+            initial_BHPN = A_H.new_zeros(B, H, P, B_BLN.shape[-1])
+        return torch.zeros_like(x_BLHP), initial_BHPN
     # Without tensor cores a chunk of 64 does not fit in the registers by far.
     Q = min(64 if x_BLHP.dtype.itemsize == 2 else 32, max(16, triton.next_power_of_2(min(chunk_size, L))))
-    return _Scan.apply(x_BLHP, dt_BLH, A_H, B_BLN, C_BLN, reset_BL, initial_BHPN, Q)
+    with torch.cuda.device_of(x_BLHP):  # Triton launches on the current GPU, not on the tensors'
+        return _Scan.apply(x_BLHP, dt_BLH, A_H, B_BLN, C_BLN, reset_BL, initial_BHPN, Q)
