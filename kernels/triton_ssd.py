@@ -77,7 +77,7 @@ def _forward(
     state_PN = tl.zeros([BLOCK_P, BLOCK_N], ACC)
     if HAS_INITIAL:
         state_PN = tl.load(initial_ptr + (row * H + head) * P * N + at_PN, mask=mask_PN, other=0).to(ACC)
-    # Nothing is moved out of the loop: kept there, the tiles' addresses and masks would push the state out of registers.
+    # Nothing is moved out of the loop: the tiles' addresses and masks, kept, would push the state out of the registers.
     for chunk in tl.range(chunks, disable_licm=True):
         start = chunk * Q
         pos_Q = start + tl.arange(0, Q)
