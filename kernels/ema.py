@@ -62,7 +62,8 @@ def ema_scan_torch(
         allowed = (piece[:, lo:hi, None] == piece[:, None, lo:hi]).tril()
         mix = (total[:, :, None] - total[:, None, :]).masked_fill(~allowed, -torch.inf).exp()
         carried = total.exp() * (piece[:, lo:hi] == before[:, None])
-        out.append(mix @ (p[:, lo:hi, None] * z[:, lo:hi]) + carried[:, :, None] * value[:, None])
+        with torch.autocast(z.device.type, enabled=False):  # it would take the product in bf16
+            out.append(mix @ (p[:, lo:hi, None] * z[:, lo:hi]) + carried[:, :, None] * value[:, None])
         value = out[-1][:, -1]
     return torch.cat(out, dim=1), value
 

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel.kernels.routing import boundary_logit
+
 SETTLED = 1000  # passes after which mean and tau move slowly
 
 
@@ -83,11 +85,7 @@ class Router(nn.Module):
 
     def raw_logit(self, before: Tensor, here: Tensor) -> Tensor:
         """logit p of a boundary at `here`, in fp32. Both `(..., D)`."""
-        with torch.autocast(before.device.type, enabled=False):  # bf16 cannot tell a cosine near 1 from another
-            q = self.q(F.rms_norm(before.float() - self.mean, before.shape[-1:]))
-            k = self.k(F.rms_norm(here.float() - self.mean, here.shape[-1:]))
-            p = (0.5 - 0.5 * F.cosine_similarity(q, k, dim=-1)).clamp(1e-5, 1 - 1e-5)
-            return torch.logit(p)
+        return boundary_logit(before, here, self.mean, self.q.weight, self.k.weight)
 
     def probability(self, before: Tensor, here: Tensor) -> Tensor:
         """p', recalibrated so that the threshold 1/2 gives the wanted rate."""

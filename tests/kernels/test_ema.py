@@ -204,3 +204,12 @@ def test_half_precision_is_smoothed_in_fp32(backend):
     assert y.dtype == last.dtype == torch.float32
     expected, _ = naive(z.bfloat16().double(), p.double(), torch.zeros(2, 3, dtype=torch.float64))
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_autocast_leaves_it_in_fp32():
+    z, p, initial = inputs(12, 20, "plain")
+    with torch.autocast("cpu", torch.bfloat16):
+        y, last = ema_scan(z, p, initial_BD=initial)
+    expected = ema_scan(z, p, initial_BD=initial)
+    assert torch.equal(y, expected[0])
+    assert torch.equal(last, expected[1])
