@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.config import MambaConfig
+from worldmodel.kernels.attention import pack, varlen_attention
 from worldmodel.mamba2 import Mamba2
 
 Memory = dict[str, Tensor]  # every tensor has the batch first
+PACKED = 256  # a single row longer than this is faster as pieces than with a mask over all of it
 
 
 def parse_layers(text: str) -> list[str]:
@@ -65,6 +67,8 @@ class Attention(nn.Module):
     def forward(self, x_BLD: Tensor, reset_BL: Tensor | None = None) -> Tensor:
         """Attend; with resets, only within one's own piece of the row."""
         B, L, D = x_BLD.shape
+        if x_BLD.is_cuda or (self.causal and B == 1 and L > PACKED):
+            return self._packed(x_BLD, reset_BL)
         q, k, v = self._qkv(x_BLD)
         mask = None
         if self.causal:
@@ -77,6 +81,19 @@ class Attention(nn.Module):
                 mask = (mask & (piece[:, :, None] == piece[:, None, :])).unsqueeze(1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(y.transpose(1, 2).reshape(B, L, D))
+
+    def _packed(self, x_BLD: Tensor, reset_BL: Tensor | None) -> Tensor:
+        """The same, with the rows' pieces one behind the other: no mask over whole rows."""
+        B, L, D = x_BLD.shape
+        q, k, v = self._qkv(x_BLD)
+        if self.causal:
+            place = torch.arange(L, device=x_BLD.device)[None]
+            q, k = rotate(q, place), rotate(k, place)
+        q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+        cu_seqlens, longest = pack(reset_BL if self.causal else None, B, L, x_BLD.device)
+        window = self.window if self.causal else 0
+        y = varlen_attention(q, k, v, cu_seqlens, longest, causal=self.causal, window=window)
+        return self.out(y.reshape(B, L, D))
 
     def step(
         self,
