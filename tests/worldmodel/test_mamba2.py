@@ -69,6 +69,40 @@ def test_forward_is_the_reference_formula():
     torch.testing.assert_close(mamba(u)[0].double(), reference(mamba, u), rtol=1e-4, atol=1e-5)
 
 
+def of_mamba_ssm(d_model, d_state, d_conv, expand, headdim):
+    """A state dict as `mamba_ssm.modules.mamba2.Mamba2` has it for one group: names and shapes as written there."""
+    g = torch.Generator().manual_seed(d_model)
+    d_inner = expand * d_model
+    nheads, conv_dim = d_inner // headdim, d_inner + 2 * d_state
+    shapes = {
+        "dt_bias": (nheads,),
+        "A_log": (nheads,),
+        "D": (nheads,),
+        "in_proj.weight": (2 * d_inner + 2 * d_state + nheads, d_model),
+        "conv1d.weight": (conv_dim, 1, d_conv),
+        "conv1d.bias": (conv_dim,),
+        "norm.weight": (d_inner,),
+        "out_proj.weight": (d_model, d_inner),
+    }
+    return {name: torch.randn(shape, generator=g) * 0.3 for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    "width,d_state,d_conv,expand,headdim", [(768, 128, 4, 2, 64), (24, 3, 2, 2, 8), (20, 16, 3, 3, 60), (8, 5, 4, 1, 2)]
+)
+def test_weights_of_mamba_ssm_come_and_go_to_the_bit(width, d_state, d_conv, expand, headdim):
+    theirs = of_mamba_ssm(width, d_state, d_conv, expand, headdim)
+    mamba = Mamba2(width, MambaConfig(d_state=d_state, d_conv=d_conv, expand=expand, headdim=headdim, chunk_size=4))
+    mamba.load_state_dict(theirs, strict=True)
+    ours = mamba.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    # They mean the same, too: z, x, B, C and dt come out of in_proj in this order.
+    u = inputs(1, 3, width)
+    expected = reference(mamba, u)
+    torch.testing.assert_close(mamba(u)[0].double(), expected, rtol=1e-3, atol=1e-4 * float(expected.std()))
+
+
 def test_initial_step_sizes_and_decays_are_in_their_ranges():
     mamba = layer(width=128)
     dt = torch.nn.functional.softplus(mamba.dt_bias)
