@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from worldmodel.config import MambaConfig
 from worldmodel.kernels.conv import causal_conv
+from worldmodel.kernels.mamba_mix import mamba_mix
 from worldmodel.kernels.mamba_step import StepWeights, mamba_step
 from worldmodel.kernels.ssd import ssd_scan
 
@@ -64,6 +65,9 @@ class Mamba2(nn.Module):
         assert self.conv1d.bias is not None
         return self.conv1d.weight[:, 0], self.conv1d.bias
 
+    def _weights(self) -> StepWeights:
+        return StepWeights(*self._filters(), self.dt_bias, self.A_log, self.D, self.norm.weight)
+
     def forward(
         self,
         u_BLD: Tensor,
@@ -83,6 +87,10 @@ class Mamba2(nn.Module):
         Returns:
             Outputs `(B, L, D)` and the state after the last position, None without `final_state`.
         """
+        if state is None and not final_state:
+            u = self.in_proj(u_BLD)
+            y = mamba_mix(u, self._weights(), state_width=self.state, reset_BL=reset_BL, chunk_size=self.chunk_size)
+            return self.out_proj(y), None
         B, L, _ = u_BLD.shape
         conv, ssm = state if state is not None else (None, None)
         z, xBC, dt = self._split(u_BLD)
@@ -116,8 +124,7 @@ class Mamba2(nn.Module):
         in_place: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run one position; the given state is written to only if `in_place`. Rows not `active_B` keep their state."""
-        weights = StepWeights(*self._filters(), self.dt_bias, self.A_log, self.D, self.norm.weight)
-        y, conv, ssm = mamba_step(self.in_proj(u_BD), *state, weights, active_B=active_B, in_place=in_place)
+        y, conv, ssm = mamba_step(self.in_proj(u_BD), *state, self._weights(), active_B=active_B, in_place=in_place)
         return self.out_proj(y), (conv, ssm)
 
     def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
