@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.config import ModelConfig
-from worldmodel.kernels.compaction import compact, take
+from worldmodel.kernels.compaction import compact, spread, take
 from worldmodel.kernels.ema import ema_scan
 from worldmodel.layers import Memory, Stack
 from worldmodel.router import Router, Routing, straight_through
@@ -81,7 +81,7 @@ class CausalStage(nn.Module):
         )[..., : h.shape[-1]]  # narrowed by cutting off, as in H-Net
         if routing is not None:
             z, _ = ema_scan(z, p.gather(1, index) * kept)
-        up = take(z, boundary.long().cumsum(1) - 1)
+        up = spread(z, boundary)
         if routing is not None:
             up = up * straight_through(p, boundary).unsqueeze(-1)
         return self.decoder(up + self.residual(h), reset_BL), routing

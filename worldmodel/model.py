@@ -25,9 +25,9 @@ from worldmodel.config import ModelConfig
 from worldmodel.draws import Draws, frame_draws, pick
 from worldmodel.frames import Chunks, FrameStage
 from worldmodel.heads import ChunkPrior, Outcome
-from worldmodel.kernels.compaction import compact, take
 from worldmodel.latents import make_latent
 from worldmodel.layers import Memory
+from worldmodel.layout import Layout
 from worldmodel.router import Routing
 from worldmodel.side import action_vector
 from worldmodel.state import DreamState
@@ -124,14 +124,18 @@ class WorldModel(nn.Module):
 
     # ---- whole segments -------------------------------------------------------------------------------------------
 
-    def forward(self, batch: Batch, key: Tensor) -> Pass:
+    def forward(self, batch: Batch, key: Tensor, *, packed: bool | None = None) -> Pass:
         """Run segments with their true frames.
 
         Args:
             batch: the segments.
             key: `(B,)` int64 noise key of each row; the same key and frames give the latents that `observe` samples.
+            packed: whether all rows go through the causal stage as one long row without pads. It gives the same
+                numbers. None packs ragged rows on a GPU: on a CPU one long row is more steps one after the other.
         """
         B, T = batch.index.shape
+        if packed is None:
+            packed = key.is_cuda and not self.fixed_starts
         stage = self.frame_stage
         patches = stage.patches(batch.frames)
         occurs = torch.bincount(batch.index.flatten(), minlength=len(patches))
@@ -149,24 +153,18 @@ class WorldModel(nn.Module):
         before = torch.cat([start[..., :1], start[..., :-1]], dim=-1)
         tokens = content + self.embed_length[(start - before) * valid]
 
-        # Slots (F_t, C_1 .. C_K) of all frames in a row; where frames differ in K, pads are moved to the right.
-        action = action_vector(batch.action, batch.first, self.config.action)
+        used = torch.cat([torch.ones_like(valid[..., :1]), valid], dim=2).flatten(1)
+        layout = Layout(used, "dense" if self.fixed_starts and not packed else "packed" if packed else "padded")
         slots = torch.cat([torch.zeros_like(tokens[:, :, :1]), tokens], dim=2).flatten(1, 2)
+        action = action_vector(batch.action, batch.first, self.config.action)
         action = action.unsqueeze(2).expand(-1, -1, 1 + K, -1).flatten(1, 2)
         is_frame = torch.zeros(B, T, 1 + K, dtype=torch.bool, device=key.device)
         is_frame[:, :, 0] = True
-        reset = (is_frame & batch.start.unsqueeze(-1)).flatten(1)
-        is_frame = is_frame.flatten(1)
-        used = torch.cat([torch.ones_like(valid[..., :1]), valid], dim=2).flatten(1)
-        ragged = not self.fixed_starts
-        present = used
-        if ragged:
-            index, present = compact(used)
-            slots, action = take(slots, index), take(action, index)
-            is_frame, reset = is_frame.gather(1, index) & present, reset.gather(1, index) & present
-        y, causal_routing = self.causal_stage(slots, action, is_frame, reset, present)
-        if ragged:
-            y = take(y, (used.long().cumsum(1) - 1).clamp(min=0))
+        reset = is_frame & batch.start.unsqueeze(-1)
+        reset[:, 0, 0] = True  # a row begins with nothing behind it, whatever layout it has
+        is_frame, reset = (layout.lay(flag.flatten(1)) & layout.present for flag in (is_frame, reset))
+        y, causal_routing = self.causal_stage(layout.lay(slots), layout.lay(action), is_frame, reset, layout.present)
+        y = layout.back(y)
         y = y.view(B, T, 1 + K, -1)
         y_last = y.gather(2, valid.sum(2)[..., None, None].expand(-1, -1, 1, y.shape[-1])).squeeze(2)
         said = {"frame": routing, "causal": causal_routing}
