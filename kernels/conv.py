@@ -44,9 +44,3 @@ def causal_conv(
         same = (piece[:, seen] == piece[:, K - 1 :]).unsqueeze(-1)
         y = torch.addcmul(y, x[:, seen] * same, weight_DK[:, K - 1 - back])
     return y, x[:, L:] * (piece[:, L:] == piece[:, -1:]).unsqueeze(-1)
-
-
-def causal_conv_step(x_BD: Tensor, weight_DK: Tensor, bias_D: Tensor, state_BKD: Tensor) -> tuple[Tensor, Tensor]:
-    """One position of `causal_conv`: returns `y_BD` and the new state; the given state is not written to."""
-    window = torch.cat([state_BKD, x_BD.unsqueeze(1)], dim=1)
-    return (window * weight_DK.t()).sum(1) + bias_D, window[:, 1:]

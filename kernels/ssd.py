@@ -135,14 +135,3 @@ SSD_SCAN: dict[str, Callable[..., Any]] = {
     "torch": ssd_scan_eager,
     "reference": ssd_scan_torch,
 }
-
-
-def ssd_step(
-    x_BHP: Tensor, dt_BH: Tensor, A_H: Tensor, B_BN: Tensor, C_BN: Tensor, state_BHPN: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One position of `ssd_scan`: returns `y_BHP` and the new state; the given state is not written to."""
-    decay = (dt_BH * A_H).exp()[..., None, None]
-    state = torch.addcmul(state_BHPN * decay, (x_BHP * dt_BH.unsqueeze(-1)).unsqueeze(-1), B_BN[:, None, None, :])
-    B, H, P, N = state.shape
-    # A row times a matrix: on a CPU five times as fast as the same matrix times a column.
-    return (C_BN.unsqueeze(1) @ state.view(B, H * P, N).transpose(1, 2)).view(B, H, P), state

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldmodel.kernels.conv import causal_conv, causal_conv_step
+from worldmodel.kernels.conv import causal_conv
 
 
 def naive(x, weight, bias, reset, initial):
@@ -62,18 +62,6 @@ def test_gradients():
         results.append(torch.autograd.grad(y.square().sum() + last.pow(3).sum(), leaves, allow_unused=True))
     for got, expected in zip(*results):
         torch.testing.assert_close(got, expected)
-
-
-def test_steps_give_the_sequence_and_leave_their_state_alone():
-    x, weight, bias, _, state = inputs(3, 7, 4)
-    y, last = causal_conv(x, weight, bias, initial_BKD=state)
-    for t in range(7):
-        kept = state.clone()
-        y_t, new = causal_conv_step(x[:, t], weight, bias, state)
-        assert torch.equal(state, kept)
-        torch.testing.assert_close(y_t, y[:, t])
-        state = new
-    torch.testing.assert_close(state, last)
 
 
 def test_nothing_reaches_back_across_a_reset_nor_into_the_past():

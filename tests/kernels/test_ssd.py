@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldmodel.kernels.ssd import ssd_scan, ssd_step
+from worldmodel.kernels.ssd import ssd_scan
 
 NAMES = ("x", "dt", "A", "B", "C", "initial")
 
@@ -98,18 +98,6 @@ def test_a_sequence_in_two_calls_is_the_sequence_in_one(cut):
     y2, last = chunked([x[:, cut:], dt[:, cut:], A, B[:, cut:], C[:, cut:], middle], reset[:, cut:], 4)
     torch.testing.assert_close(torch.cat([y1, y2], 1), whole_y)
     torch.testing.assert_close(last, whole_last)
-
-
-def test_steps_give_the_scan_and_leave_their_state_alone():
-    (x, dt, A, B, C, state), _ = inputs(9, 10)
-    y, last = ssd_scan(x, dt, A, B, C, initial_BHPN=state, chunk_size=4)
-    for t in range(10):
-        kept = state.clone()
-        y_t, new = ssd_step(x[:, t], dt[:, t], A, B[:, t], C[:, t], state)
-        assert torch.equal(state, kept)
-        torch.testing.assert_close(y_t, y[:, t])
-        state = new
-    torch.testing.assert_close(state, last)
 
 
 def test_what_came_before_a_reset_is_gone_to_the_bit():
