@@ -44,10 +44,14 @@ def mamba_mix(
         state_width: N.
         reset_BL: True where a new sequence begins.
         chunk_size: of the scan.
-        backend: see `worldmodel.kernels.backend`.
+        backend: "mamba", "triton", "torch" or "reference"; None for what suits the device (`kernels/backend.py`).
+            Where mamba-ssm's fused layer does not fit (`kernels/mamba_layer.py`), "mamba" runs in parts.
 
     Returns:
         The normed outputs `(B, L, I)`, for `out_proj`.
+
+    Raises:
+        MissingBackend: the backend asked for is not installed or cannot run on this device.
     """
     run = choose("mamba_mix", u_BLE, backend, MAMBA_MIX)
     return run(u_BLE, weights, state_width, reset_BL, chunk_size)
@@ -67,7 +71,8 @@ def mamba_mix_reference(
     H, I, N = len(dt_bias), len(norm), state_width  # noqa: E741
     z, xbc, dt = u_BLE.split([I, I + 2 * N, H], dim=-1)
     mixed, _ = causal_conv(xbc, filters, filter_bias, reset_BL=reset_BL)
-    x, b, c = F.silu(mixed).split([I, N, N], dim=-1)
+    # Under autocast the scan's matrix products are to have the projection's precision, not the filters'.
+    x, b, c = F.silu(mixed).to(xbc.dtype).split([I, N, N], dim=-1)
     x = x.reshape(B, L, H, I // H)
     y, _ = ssd_scan(
         x,
@@ -202,7 +207,16 @@ def _triton(u_BLE: Tensor, weights: StepWeights, state_width: int, reset_BL: Ten
     return mamba_mix_reference(u_BLE, weights, state_width, reset_BL, chunk_size, scan="triton")
 
 
-MAMBA_MIX: dict[str, Callable[..., Tensor]] = {
+def _mamba(u_BLE: Tensor, weights: StepWeights, state_width: int, reset_BL: Tensor | None, chunk_size: int) -> Tensor:
+    from worldmodel.kernels.mamba_layer import mamba_layer, unfit
+
+    if unfit(u_BLE, weights) is None:
+        return mamba_layer(u_BLE, weights, reset_BL, chunk_size)
+    return mamba_mix_reference(u_BLE, weights, state_width, reset_BL, chunk_size, scan="mamba")
+
+
+MAMBA_MIX: dict[str, Callable[..., Tensor]] = {  # the fastest first
+    "mamba": _mamba,
     "triton": _triton,
     "torch": mamba_mix_eager,
     "reference": mamba_mix_reference,

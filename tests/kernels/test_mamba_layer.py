@@ -14,6 +14,8 @@ import torch.nn.functional as F
 
 from worldmodel.config import MambaConfig
 from worldmodel.kernels import mamba_layer as layers
+from worldmodel.kernels import mamba_mix as mixes
+from worldmodel.kernels.backend import MissingBackend
 from worldmodel.kernels.mamba_layer import mamba_layer, unfit
 from worldmodel.kernels.mamba_step import StepWeights
 from worldmodel.mamba2 import Mamba2
@@ -96,6 +98,40 @@ def test_what_it_takes(monkeypatch, config, rows, length, dtype, words):
     u = torch.zeros(rows, length, mamba.in_proj.out_features, dtype=dtype)
     reason = unfit(u, weights)
     assert reason is None if words is None else words in reason
+
+
+@pytest.mark.parametrize(
+    "dtype,state,expected", [(torch.bfloat16, 4, "fused"), (torch.float32, 4, "parts"), (torch.bfloat16, 5, "parts")]
+)
+def test_where_it_does_not_fit_the_parts_run_with_its_scan(monkeypatch, dtype, state, expected):
+    monkeypatch.setattr(layers, "has_causal_conv1d", lambda: True)
+    monkeypatch.setattr(layers, "mamba_layer", lambda u, weights, reset, chunk_size: "fused")
+    scans = []
+    scan = mixes.ssd_scan
+
+    def ours(x, *tensors, backend, **options):
+        scans.append((backend, x.dtype))
+        return scan(x, *tensors, **options)
+
+    monkeypatch.setattr(mixes, "ssd_scan", ours)
+    mamba, weights = layer(d_state=state)
+    u = torch.randn(2, 5, mamba.in_proj.out_features).to(dtype)
+    y = mixes.MAMBA_MIX["mamba"](u, weights, state, None, 8)
+    if expected == "fused":
+        assert (y, scans) == ("fused", [])
+    else:
+        assert scans == [("mamba", dtype)]  # in the projection's precision: that is what makes it fast
+        near = 1e-5 if dtype == torch.float32 else 5e-2
+        wanted = mixes.mamba_mix(u, weights, state_width=state).float()
+        torch.testing.assert_close(y.float(), wanted, rtol=near, atol=near)
+
+
+def test_asked_for_and_missing_it_is_said_in_one_sentence():
+    mamba, weights = layer()
+    u = torch.randn(2, 5, mamba.in_proj.out_features)
+    with pytest.raises(MissingBackend, match="'mamba' of mamba_mix needs mamba-ssm, which cannot be imported") as error:
+        mixes.mamba_mix(u, weights, state_width=4, backend="mamba")
+    assert "\n" not in str(error.value)
 
 
 def test_without_causal_conv1d_it_is_not_taken():
