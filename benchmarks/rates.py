@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from timing import cpu_seconds
 
 from worldmodel.agents.actor_critic import ActorCritic
 from worldmodel.agents.training import AgentTrainer
+from worldmodel.envs.make import make_vector_env
 from worldmodel.envs.segments import FrameTable, Segments
 from worldmodel.model import WorldModel
 from worldmodel.state import DreamState
@@ -71,6 +73,24 @@ def dream_state(model: WorldModel, table: FrameTable, rows: int) -> DreamState:
         frame, action = torch.from_numpy(table.frames[table.index[at]]), torch.from_numpy(table.action[at])
         state, _ = model.observe(state, action, frame, torch.from_numpy(table.first[at]))
     return state
+
+
+def acting(
+    model: WorldModel, table: FrameTable, environment: dict[str, Any], repeats: int, rows: int = 16
+) -> dict[str, float]:
+    """Milliseconds of one step of 16 real environments, and of `observe` of what they show."""
+    rng = np.random.default_rng(0)
+    envs = make_vector_env(environment, rows)
+    envs.reset(seed=0)
+    state, none = dream_state(model, table, rows), torch.zeros(rows, dtype=torch.bool)
+    frames = torch.from_numpy(table.frames[table.index[rng.integers(len(table), size=rows)]])
+    actions = random_actions(model, 1, rows)[0]
+    seconds = {
+        "environments_ms": cpu_seconds(lambda: envs.step(envs.action_space.sample()), 2 * repeats),
+        "observe_ms": cpu_seconds(lambda: model.observe(state, actions, frames, none), 2 * repeats),
+    }
+    envs.close()
+    return {name: 1e3 * value for name, value in seconds.items()}
 
 
 def random_actions(model: WorldModel, steps: int, rows: int) -> torch.Tensor:

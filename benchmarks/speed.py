@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import floor
 import growth
 import memory
 import rates
@@ -77,6 +78,8 @@ def main(options: Options) -> None:
         result |= sheeprl(python)
     if not options.quick:
         few = repeats // 3
+        result["floor"] = floor.measure(model, table, few)
+        result["acting"] = rates.acting(model, table, environment, repeats)
         result["growth"] = growth.measure(model, table, few)
         result["load_before_threads"] = os.getloadavg()[0]
         result["threads"] = growth.threads(model, table, few)

@@ -74,6 +74,26 @@ def growth(result: dict[str, Any]) -> str:
     return "\n\n".join((f"CPU time of one thread in microseconds; {_revision(result)}:", *tables))
 
 
+def floor(result: dict[str, Any]) -> str:
+    """What each work takes beside its matrix products at full rate, and where the time goes."""
+    rows = []
+    for name, entry in result["floor"].items():
+        shares = ", ".join(f"{operation} {share:.0%}" for operation, share in entry["profile"].items())
+        times = [f"{entry['gflop']:.2f}", f"{entry['floor_ms']:.1f}", f"{entry['measured_ms']:.1f}"]
+        rows.append([name, *times, f"{entry['measured_ms'] / entry['floor_ms']:.1f}x", shares])
+    header = ["", "GFLOP in products", "floor, ms", "measured, ms", "", "where the time goes"]
+    return f"One thread, CPU time; {_revision(result)}:\n\n{markdown(header, rows)}"
+
+
+def acting(result: dict[str, Any]) -> str:
+    """What it costs to look at 16 environments beside what it costs to step them."""
+    times = result["acting"]
+    return (
+        f"16 x {result['environment']}: stepping the environments takes {times['environments_ms']:.1f} ms, "
+        f"`observe` {times['observe_ms']:.1f} ms (one thread, CPU time)."
+    )
+
+
 def threads(result: dict[str, Any]) -> str:
     """One thread against two on the wall."""
     rows = [
@@ -94,7 +114,7 @@ def memory(result: dict[str, Any]) -> str:
 
 def everything(result: dict[str, Any]) -> str:
     """All tables that there are figures for."""
-    tables = {"growth": growth, "threads": threads, "peak_memory_bytes": memory}
+    tables = {"acting": acting, "floor": floor, "growth": growth, "threads": threads, "peak_memory_bytes": memory}
     return "\n\n".join([report(result), *(table(result) for name, table in tables.items() if name in result)])
 
 

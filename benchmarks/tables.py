@@ -102,6 +102,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "fidelity_full": fidelity_full,
     "boundaries": boundaries,
     "speed": lambda: speeds(speed_report.report),
+    "acting": lambda: speeds(speed_report.acting, "acting"),
+    "floor": lambda: speeds(speed_report.floor, "floor"),
     "growth": lambda: speeds(speed_report.growth, "growth"),
     "threads": lambda: speeds(speed_report.threads, "threads"),
     "memory": lambda: speeds(speed_report.memory, "peak_memory_bytes"),
