@@ -140,6 +140,35 @@ class CausalStage(nn.Module):
         memory["tokens"] = tokens + (1 if active_B is None else active_B)
         return y
 
+    def extend(self, content_BKd: Tensor, action_BA: Tensor, memory: Memory, valid_BK: Tensor | None = None) -> Tensor:
+        """A frame whose chunks are known: F_t and all of them.
+
+        Args:
+            content_BKd: the chunks' contents.
+            action_BA: action vector of the frame.
+            memory: entries are replaced; the tensors themselves are left alone.
+            valid_BK: which chunks there are, None for all.
+
+        Returns:
+            y at every token, `(B, 1 + K, D)`; where there is no chunk, y of the last one.
+        """
+        B, K, _ = content_BKd.shape
+        if self.router is not None or valid_BK is not None:
+            said = [self.step(None, action_BA, memory)]
+            for k in range(K):
+                active = None if valid_BK is None else valid_BK[:, k]
+                y = self.step(content_BKd[:, k], action_BA, memory, active)
+                said.append(y if active is None else where_rows(active, y, said[-1]))
+            return torch.stack(said, dim=1)
+        content = torch.cat([self.frame_token.expand(B, 1, -1), content_BKd], dim=1)
+        side = self.side1(action_BA).unsqueeze(1).expand(-1, 1 + K, -1)
+        tokens = memory["tokens"]
+        h = self.encoder.extend(torch.cat([content, side], dim=-1), memory, "encoder", tokens)
+        memory["smoothed"] = self._main_step(h[:, 0], action_BA, memory, None, in_place=False)
+        memory["chunks"] = memory["chunks"] + 1
+        memory["encoded"], memory["tokens"] = h[:, -1], tokens + 1 + K
+        return self.decoder.extend(memory["smoothed"].unsqueeze(1) + self.residual(h), memory, "decoder", tokens)
+
     def _main_step(
         self, h: Tensor, action: Tensor, memory: Memory, active_B: Tensor | None, *, in_place: bool
     ) -> Tensor:

@@ -182,6 +182,20 @@ class Block(nn.Module):
             memory[f"{name}.keys"], memory[f"{name}.values"] = keys, values
         return self._finish(x_BD + h)
 
+    def extend(self, x_BLD: Tensor, memory: Memory, name: str, count: Tensor) -> Tensor:
+        h = self.norm1(x_BLD)
+        if isinstance(self.mixer, Mamba2):
+            h, state = self.mixer(h, None, (memory[f"{name}.conv"], memory[f"{name}.ssm"]))
+            memory[f"{name}.conv"], memory[f"{name}.ssm"] = state
+        else:
+            keys, values, said = memory[f"{name}.keys"], memory[f"{name}.values"], []
+            for i in range(h.shape[1]):
+                y, keys, values = self.mixer.step(h[:, i], keys, values, count + i, in_place=i > 0)
+                said.append(y)
+            memory[f"{name}.keys"], memory[f"{name}.values"] = keys, values
+            h = torch.stack(said, dim=1)
+        return self._finish(x_BLD + h)
+
     def initial_memory(self, batch: int, name: str) -> Memory:
         if isinstance(self.mixer, Mamba2):
             conv, ssm = self.mixer.initial_state(batch)
@@ -237,6 +251,15 @@ class Stack(nn.Module):
         for i, block in enumerate(self.blocks):
             x_BD = block.step(x_BD, memory, f"{name}.{i}", count, active_B, in_place=in_place)
         return self.norm(x_BD)
+
+    def extend(self, x_BLD: Tensor, memory: Memory, name: str, count: Tensor) -> Tensor:
+        """Several positions that are known together: what as many calls of `step` give, sooner.
+
+        Arguments are those of `step`. The tensors in `memory` are left alone.
+        """
+        for i, block in enumerate(self.blocks):
+            x_BLD = block.extend(x_BLD, memory, f"{name}.{i}", count)
+        return self.norm(x_BLD)
 
     def initial_memory(self, batch: int, name: str) -> Memory:
         """The state before the first position, all zeros."""

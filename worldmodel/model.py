@@ -149,9 +149,7 @@ class WorldModel(nn.Module):
         latent = self.latent.infer(posterior, draws.latent)
         # The code answers to the painter alone. Let into the encoder, the wish to be foretold makes it poor and sure of
         # itself before it has learned to tell a key from the floor.
-        content = self.embed_latent(latent.detach()) + self.embed_start[start]
-        before = torch.cat([start[..., :1], start[..., :-1]], dim=-1)
-        tokens = content + self.embed_length[(start - before) * valid]
+        _, tokens = self._tokens(latent.detach(), start, valid)
 
         used = torch.cat([torch.ones_like(valid[..., :1]), valid], dim=2).flatten(1)
         layout = Layout(used, "dense" if self.fixed_starts and not packed else "packed" if packed else "padded")
@@ -170,6 +168,12 @@ class WorldModel(nn.Module):
         said = {"frame": routing, "causal": causal_routing}
         said = {name: r for name, r in said.items() if r is not None}
         return Pass(patches, frame_chunks, chunks, frame_posterior, posterior, latent, y, y_last, said)
+
+    def _tokens(self, latent: Tensor, start: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Contents of chunks, `(..., K, d0)`, and their tokens, which also say how long the chunk before was."""
+        content = self.embed_latent(latent) + self.embed_start[start]
+        before = torch.cat([start[..., :1], start[..., :-1]], dim=-1)
+        return content, content + self.embed_length[(start - before) * valid]
 
     # ---- one frame at a time --------------------------------------------------------------------------------------
 
@@ -215,9 +219,8 @@ class WorldModel(nn.Module):
             if not first.all():
                 raise ValueError("observe needs the action that led to the frame, but for rows that begin an episode")
             action = torch.zeros(B, *self.config.action.shape, device=self.device)
-        return self._frame(
-            memory, action_vector(action.to(self.device), first, self.config.action), (chunks, posterior)
-        )
+        vector = action_vector(action.to(self.device), first, self.config.action)
+        return self._see(memory, vector, chunks, posterior)
 
     @torch.no_grad()
     def imagine(self, state: DreamState, action: Tensor, *, greedy: bool = False) -> tuple[DreamState, StepOutput]:
@@ -230,68 +233,73 @@ class WorldModel(nn.Module):
         """
         none = torch.zeros(state.batch_size, dtype=torch.bool, device=self.device)
         vector = action_vector(action.to(self.device), none, self.config.action)
-        return self._frame(dict(state.tensors), vector, None, greedy)
+        return self._dream(dict(state.tensors), vector, greedy)
 
-    def _frame(
-        self, memory: Memory, action: Tensor, seen: tuple[Chunks, Tensor] | None, greedy: bool = False
-    ) -> tuple[DreamState, StepOutput]:
-        """F_t, then chunk after chunk: seen ones are given, dreamed ones are drawn from what y says."""
-        key, step = memory["key"], memory["step"]
-        B, P = len(key), self.prior.patches
-        stage = {name: value for name, value in memory.items() if name not in ("key", "step", "feature")}
+    def _see(self, memory: Memory, action: Tensor, chunks: Chunks, posterior: Tensor) -> tuple[DreamState, StepOutput]:
+        """A frame whose chunks are known: all of its tokens at once."""
+        draws = frame_draws(memory["key"], memory["step"], posterior.shape[1], self.latent.draws)
+        latent = self.latent.infer(posterior, draws.latent)
+        content, tokens = self._tokens(latent, chunks.start, chunks.valid)
+        stage = _of_the_stage(memory)
+        y = self.causal_stage.extend(tokens, action, stage, None if self.fixed_starts else chunks.valid)
+        start = torch.where(chunks.valid, chunks.start, -1)
+        entropy = torch.zeros(len(y), device=self.device)
+        return self._output(memory | stage, draws, y[:, -1], start, content, entropy, latent, y[:, :-1], False)
+
+    def _dream(self, memory: Memory, action: Tensor, greedy: bool) -> tuple[DreamState, StepOutput]:
+        """F_t, then chunk after chunk, each drawn from what y says."""
+        B, P = len(action), self.prior.patches
+        draws = frame_draws(memory["key"], memory["step"], self.frame_stage.max_chunks, self.latent.draws)
+        stage = _of_the_stage(memory)
         y = self.causal_stage.step(None, action, stage)
-        limit = seen[0].start.shape[1] if seen else self.frame_stage.max_chunks
-        draws = frame_draws(key, step, limit, self.latent.draws)
         last = torch.full((B,), -1, device=self.device)
         entropy = torch.zeros(B, device=self.device)
         latents, contents, pasts, starts = [], [], [], []
-        for k in range(limit):
-            if seen:
-                chunks, posterior = seen
-                start, active, parameters = chunks.start[:, k], chunks.valid[:, k], posterior[:, k]
-            else:
-                start, chosen = self._choose_start(y, last, k, draws.start[:, k], greedy)
-                entropy, active = entropy + chosen, start < P
-                start = torch.where(active, start, 0)
-                parameters = self.prior(y, start)
+        for k in range(self.frame_stage.max_chunks):
+            start, chosen = self._choose_start(y, last, k, draws.start[:, k], greedy)
+            entropy, active = entropy + chosen, start < P
             everyone = self.fixed_starts or bool(active.all())
             if not everyone and not active.any():
                 break
-            draw = self.latent.infer if seen else self.latent.sample
-            z = self.latent.mode(parameters) if greedy else draw(parameters, draws.latent[:, k])
+            start = torch.where(active, start, 0)
+            parameters = self.prior(y, start)
+            z = self.latent.mode(parameters) if greedy else self.latent.sample(parameters, draws.latent[:, k])
             content = self.embed_latent(z) + self.embed_start[start]
             length = (start - last) * active if k else torch.zeros_like(start)
             latents.append(z)
             contents.append(content)
             pasts.append(y)
             starts.append(torch.where(active, start, -1))
-            tokens = content + self.embed_length[length]
-            said = self.causal_stage.step(tokens, action, stage, None if everyone else active)
+            said = self.causal_stage.step(
+                content + self.embed_length[length], action, stage, None if everyone else active
+            )
             if everyone:
                 y, last = said, start
             else:
                 # A row that has ended may only END again: nothing starts behind the last patch.
                 y, last = where_rows(active, said, y), torch.where(active, start, P - 1)
-        start, content, past = torch.stack(starts, 1), torch.stack(contents, 1), torch.stack(pasts, 1)
+        start, content, latent, past = (torch.stack(parts, 1) for parts in (starts, contents, latents, pasts))
+        return self._output(memory | stage, draws, y, start, content, entropy, latent, past, greedy)
+
+    def _output(
+        self,
+        memory: Memory,
+        draws: Draws,
+        y: Tensor,
+        start: Tensor,
+        content: Tensor,
+        entropy: Tensor,
+        latent: Tensor,
+        past: Tensor,
+        greedy: bool,
+    ) -> tuple[DreamState, StepOutput]:
+        """What a frame came to, from y of its last token and from its chunks; starts are -1 where there is none."""
         valid = (start >= 0).unsqueeze(-1)
         count = valid.sum(1)
         feature = torch.cat([y, (content * valid).sum(1) / count], dim=-1)
-        memory |= stage
-        memory["step"], memory["feature"] = step + 1, feature
-        reward, reward_mean, terminated, probability = self._outcome(y, draws, greedy)
-        output = StepOutput(
-            feature,
-            reward,
-            reward_mean,
-            terminated,
-            probability,
-            count[:, 0],
-            start,
-            entropy,
-            torch.stack(latents, 1),
-            past,
-        )
-        return DreamState(memory), output
+        outcome = self._outcome(y, draws, greedy)
+        state = DreamState(memory | {"step": memory["step"] + 1, "feature": feature})
+        return state, StepOutput(feature, *outcome, count[:, 0], start, entropy, latent, past)
 
     def _choose_start(self, y: Tensor, last: Tensor, k: int, uniform: Tensor, greedy: bool) -> tuple[Tensor, Tensor]:
         """Where the next chunk starts (P: nowhere, the frame ends), and the entropy of that choice in nats."""
@@ -317,3 +325,8 @@ class WorldModel(nn.Module):
         start = output.starts
         chunks = Chunks.at(start.clamp(min=0), start >= 0, self.frame_stage.patches.count)
         return self.frame_stage.patches.inverse(self.frame_stage.decode(output.latent, output.past, chunks))
+
+
+def _of_the_stage(memory: Memory) -> Memory:
+    """The causal stage's part of a state: it knows nothing of keys and features."""
+    return {name: value for name, value in memory.items() if name not in ("key", "step", "feature")}
