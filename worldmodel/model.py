@@ -209,8 +209,9 @@ class WorldModel(nn.Module):
         """
         B = len(frame)
         first = first.to(self.device)
-        patches = self.frame_stage.patches(frame.to(self.device))
-        chunks, posterior, _ = self.frame_stage.encode(patches, None)
+        distinct, which = _distinct(frame)
+        chunks, posterior, _ = self.frame_stage.encode(self.frame_stage.patches(distinct.to(self.device)), None)
+        chunks, posterior = chunks.rows(which), posterior[which]
         memory = dict(state.tensors)
         if first.any():
             fresh = self.causal_stage.initial_memory(B)
@@ -330,3 +331,16 @@ class WorldModel(nn.Module):
 def _of_the_stage(memory: Memory) -> Memory:
     """The causal stage's part of a state: it knows nothing of keys and features."""
     return {name: value for name, value in memory.items() if name not in ("key", "step", "feature")}
+
+
+def _distinct(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """The frames without repetitions, and which of them each is: environments side by side often look alike.
+
+    On a GPU all of them: to compare them there would take longer than to encode them.
+    """
+    if frames.is_cuda or len(frames) == 1:
+        return frames, torch.arange(len(frames), device=frames.device)
+    seen: dict[bytes, int] = {}
+    which = [seen.setdefault(frame.tobytes(), len(seen)) for frame in frames.numpy()]
+    first = [which.index(i) for i in range(len(seen))]
+    return frames[first], torch.tensor(which)
