@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel.attention import Attention, Pieces, pieces_of
 from worldmodel.config import MambaConfig
-from worldmodel.kernels.attention import pack, varlen_attention
 from worldmodel.mamba2 import Mamba2
 
 Memory = dict[str, Tensor]  # every tensor has the batch first
-PACKED = 256  # a single row longer than this is faster as pieces than with a mask over all of it
 
 
 def parse_layers(text: str) -> list[str]:
@@ -33,97 +32,6 @@ def parse_layers(text: str) -> list[str]:
     if not re.fullmatch(r"([mMtT]\d+)*", text):
         raise ValueError(f"layers must read like 'm2T1' (letters m, M, t, T, each with a count), not {text!r}")
     return [kind for kind, count in re.findall(r"([mMtT])(\d+)", text) for _ in range(int(count))]
-
-
-def rotate(x_BHLE: Tensor, position_BL: Tensor) -> Tensor:
-    """Rotary embedding (Su et al. 2021) of the first half of each head: only distances matter, so time may go on."""
-    half = x_BHLE.shape[-1] // 2
-    pairs = half // 2
-    speed = 1e4 ** (-torch.arange(pairs, device=x_BHLE.device, dtype=torch.float64) / pairs)
-    angle = (position_BL[:, None, :, None].double() * speed).remainder(2 * torch.pi)  # fp64: a long dream stays exact
-    cos, sin = angle.cos().to(x_BHLE.dtype), angle.sin().to(x_BHLE.dtype)
-    a, b, rest = x_BHLE.split([pairs, pairs, x_BHLE.shape[-1] - 2 * pairs], dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], dim=-1)
-
-
-class Attention(nn.Module):
-    """Multi-head attention: over a whole frame (`causal=False`) or over the last `window` positions."""
-
-    def __init__(self, width: int, heads: int, *, causal: bool, window: int = 0) -> None:
-        super().__init__()
-        if width % heads or (width // heads) % 4:
-            raise ValueError(f"attention: width {width} does not split into {heads} heads of a multiple of 4")
-        if causal and window < 1:
-            raise ValueError(f"attention: a window of {window} positions sees nothing, not even the present")
-        self.heads, self.causal, self.window = heads, causal, window
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-
-    def _qkv(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        B, L, D = x_BLD.shape
-        q, k, v = self.qkv(x_BLD).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        return q, k, v  # each (B, H, L, E)
-
-    def forward(self, x_BLD: Tensor, reset_BL: Tensor | None = None) -> Tensor:
-        """Attend; with resets, only within one's own piece of the row."""
-        B, L, D = x_BLD.shape
-        if x_BLD.is_cuda or (self.causal and B == 1 and L > PACKED):
-            return self._packed(x_BLD, reset_BL)
-        q, k, v = self._qkv(x_BLD)
-        mask = None
-        if self.causal:
-            place = torch.arange(L, device=x_BLD.device)
-            q, k = rotate(q, place[None]), rotate(k, place[None])
-            back = place[:, None] - place[None, :]
-            mask = (back >= 0) & (back < self.window)
-            if reset_BL is not None:
-                piece = reset_BL.long().cumsum(1)
-                mask = (mask & (piece[:, :, None] == piece[:, None, :])).unsqueeze(1)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(y.transpose(1, 2).reshape(B, L, D))
-
-    def _packed(self, x_BLD: Tensor, reset_BL: Tensor | None) -> Tensor:
-        """The same, with the rows' pieces one behind the other: no mask over whole rows."""
-        B, L, D = x_BLD.shape
-        q, k, v = self._qkv(x_BLD)
-        if self.causal:
-            place = torch.arange(L, device=x_BLD.device)[None]
-            q, k = rotate(q, place), rotate(k, place)
-        q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
-        cu_seqlens, longest = pack(reset_BL if self.causal else None, B, L, x_BLD.device)
-        window = self.window if self.causal else 0
-        y = varlen_attention(q, k, v, cu_seqlens, longest, causal=self.causal, window=window)
-        return self.out(y.reshape(B, L, D))
-
-    def step(
-        self,
-        x_BD: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        count: Tensor,
-        active_B: Tensor | None = None,
-        *,
-        in_place: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One position. `keys`, `values` are rings `(B, W, H, E)`; `count` `(B,)` is how many positions came before."""
-        B, D = x_BD.shape
-        q, k, v = self._qkv(x_BD.unsqueeze(1))
-        q, k = rotate(q, count[:, None]), rotate(k, count[:, None])
-        keys = self._put(keys, k, count, active_B, in_place)
-        values = self._put(values, v, count, active_B, in_place)
-        filled = (torch.arange(self.window, device=x_BD.device) <= count[:, None])[:, None, None, :]
-        y = F.scaled_dot_product_attention(q, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=filled)
-        return self.out(y.reshape(B, D)), keys, values
-
-    def _put(self, ring: Tensor, new_BH1E: Tensor, count: Tensor, active_B: Tensor | None, in_place: bool) -> Tensor:
-        rows, slot = torch.arange(len(ring), device=ring.device), count % self.window
-        new = new_BH1E[:, :, 0].to(ring.dtype)  # half as wide under autocast
-        if active_B is not None:
-            new = torch.where(active_B[:, None, None], new, ring[rows, slot])
-        if not in_place:
-            ring = ring.clone()  # and not torch.where over the whole ring, which took four times as long
-        ring[rows, slot] = new
-        return ring
 
 
 class SwiGLU(nn.Module):
@@ -153,12 +61,12 @@ class Block(nn.Module):
     def _finish(self, x: Tensor) -> Tensor:
         return x if self.mlp is None or self.norm2 is None else x + self.mlp(self.norm2(x))
 
-    def forward(self, x_BLD: Tensor, reset_BL: Tensor | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, reset_BL: Tensor | None = None, pieces: Pieces | None = None) -> Tensor:
         h = self.norm1(x_BLD)
         if isinstance(self.mixer, Mamba2):
             h, _ = self.mixer(h, reset_BL, final_state=False)
         else:
-            h = self.mixer(h, reset_BL)
+            h = self.mixer(h, reset_BL, pieces)
         return self._finish(x_BLD + h)
 
     def step(
@@ -213,6 +121,7 @@ class Stack(nn.Module):
     ) -> None:
         super().__init__()
         kinds = parse_layers(layers)
+        self.causal, self.attends = causal, any(kind in "tT" for kind in kinds)
         self.blocks: Iterable[Any] = nn.ModuleList(
             Block(kind, width, heads=heads, mamba=mamba, causal=causal, window=window) for kind in kinds
         )
@@ -224,8 +133,9 @@ class Stack(nn.Module):
                         nn.init.normal_(linear.weight, std=linear.in_features**-0.5 / (2 * len(kinds)) ** 0.5)
 
     def forward(self, x_BLD: Tensor, reset_BL: Tensor | None = None) -> Tensor:
+        pieces = pieces_of(x_BLD, reset_BL, causal=self.causal) if self.attends else None
         for block in self.blocks:
-            x_BLD = block(x_BLD, reset_BL)
+            x_BLD = block(x_BLD, reset_BL, pieces)
         return self.norm(x_BLD)
 
     def step(

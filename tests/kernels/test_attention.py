@@ -4,8 +4,6 @@ flash-attn and torch's varlen_attn run on a GPU only. Of them just this is check
 told, and what is said where they cannot run.
 """
 
-from itertools import pairwise
-
 import pytest
 import torch
 from torch.nn.attention.varlen import varlen_attn
@@ -14,7 +12,6 @@ from worldmodel.kernels import attention as attentions
 from worldmodel.kernels import backend as backends
 from worldmodel.kernels.attention import limits, pack, varlen_attention
 from worldmodel.kernels.backend import MissingBackend
-from worldmodel.layers import Attention
 
 LENGTHS = [(1,), (7,), (5, 5, 5), (1, 1, 1, 1), (3, 1, 8, 2), (1, 40, 2, 1), (2, 0, 3), (0, 4), (33, 17, 20)]
 
@@ -120,34 +117,6 @@ def test_rows_and_resets_are_packed():
     cu_seqlens, longest = pack(None, 3, 5, reset.device)
     assert cu_seqlens.tolist() == [0, 5, 10, 15]
     assert (cu_seqlens.dtype, longest) == (torch.int32, 5)
-
-
-# ---- the layer that uses it -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("window", [1, 5, 300])
-def test_a_long_packed_row_is_its_pieces(window):
-    torch.manual_seed(0)
-    layer = Attention(8, 2, causal=True, window=window).double()
-    x = torch.randn(1, 300, 8, dtype=torch.float64)
-    reset = torch.rand(1, 300) < 0.05
-    begins = [0, *(reset[0, 1:].nonzero().flatten() + 1).tolist(), 300]
-    assert len(begins) > 5
-    pieces = [layer(x[:, a:b]) for a, b in pairwise(begins)]  # short enough for the dense mask
-    torch.testing.assert_close(layer(x, reset), torch.cat(pieces, 1), rtol=1e-9, atol=1e-9)
-    short = layer(x[:, :200])
-    torch.testing.assert_close(layer(x)[:, :200], short, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("causal,window", [(True, 3), (True, 40), (False, 0)])
-def test_packing_rows_changes_nothing(causal, window):
-    """What a GPU runs for rows of any length, against what a CPU runs for short ones."""
-    torch.manual_seed(0)
-    layer = Attention(8, 2, causal=causal, window=window).double()
-    x = torch.randn(4, 11, 8, dtype=torch.float64)
-    reset = torch.rand(4, 11) < 0.2
-    torch.testing.assert_close(layer._packed(x, None), layer(x), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(layer._packed(x, reset), layer(x, reset), rtol=1e-9, atol=1e-9)
 
 
 # ---- what needs a GPU -----------------------------------------------------------------------------------------------

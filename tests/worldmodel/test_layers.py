@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from worldmodel.attention import Attention, rotate
 from worldmodel.config import MambaConfig
-from worldmodel.layers import Attention, Stack, parse_layers, rotate
+from worldmodel.layers import Stack, parse_layers
 
 MAMBA = MambaConfig(d_state=4, headdim=8, chunk_size=4)
 
