@@ -13,6 +13,7 @@ lost the card. The exit code is 1 if something failed or broke; what is not inst
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -31,7 +32,7 @@ from worldmodel.scripts.gpu_parts import Part, Result, all_parts, work
 from worldmodel.scripts.gpu_report import one_line, summary
 
 FORMAT_VERSION = 1
-PATIENCE = 150.0  # seconds that one part may take, compiling included
+STARTING, PATIENCE = 120.0, 150.0  # seconds for a process to start, and for one part, compiling included
 SHARE_OF_KERNELS = 0.6  # of the time; the models are to have the rest
 
 
@@ -94,7 +95,13 @@ def run(
         process = context.Process(target=worker, args=(theirs, device, quick, names), daemon=True)
         process.start()
         theirs.close()
+        answers = 0
         try:
+            if not ours.poll(STARTING):
+                yield waiting.pop(0), {"status": "error", "reason": f"no process started in {STARTING:.0f} s"}
+                continue
+            with contextlib.suppress(EOFError):  # who dies at once is noticed below
+                ours.recv()
             while waiting:
                 gone = time.perf_counter() - began
                 if gone > seconds * (SHARE_OF_KERNELS if waiting[0].group == "kernels" else 1.0):
@@ -107,11 +114,13 @@ def run(
                     yield waiting.pop(0), {"status": "error", "reason": f"no answer in {PATIENCE:.0f} s"}
                     break
                 try:
-                    _, result = ours.recv()
+                    result = ours.recv()
                 except EOFError:
                     process.join()
-                    yield waiting.pop(0), {"status": "error", "reason": f"the process died ({process.exitcode})"}
+                    if process.exitcode or not answers:  # else it has lost the card, and said so by leaving
+                        yield waiting.pop(0), {"status": "error", "reason": f"the process died ({process.exitcode})"}
                     break
+                answers += 1
                 yield waiting.pop(0), result
         finally:
             process.kill()

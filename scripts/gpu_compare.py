@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+Half = contextlib.AbstractContextManager[Any]  # autocast, or nothing
 SWEEP = 1 << 28  # bytes, several times the largest cache
 # Of the norm's error: outputs, gradients. The largest entry may be wrong by four times as much.
-TOLERANCES = {"fp32": (2e-5, 1e-4), "bf16": (1e-2, 3e-2), "exact": (0.0, 0.0)}
+TOLERANCES = {"fp32": (2e-5, 1e-4), "bf16": (1e-2, 5e-2), "exact": (0.0, 0.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +80,9 @@ def check(case: Case, precision: str, backend: str, device: torch.device, repeat
     else:
         best = {name: t.double() if t.is_floating_point() else t for name, t in given.items()}
     half = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-    expected, right = _run(case, best, case.reference)
-    with half, poisoned():
-        got, gradients = _run(case, given, backend)
+    expected, right = _run(case, best, case.reference, contextlib.nullcontext())
+    with poisoned():
+        got, gradients = _run(case, given, backend, half)
     limit, gradient_limit = TOLERANCES[precision]
     result: dict[str, Any] = {
         "outputs": [_error(*pair, limit) for pair in zip(got, expected, strict=True)],
@@ -89,9 +90,7 @@ def check(case: Case, precision: str, backend: str, device: torch.device, repeat
     }
     errors = [*result["outputs"], *result["gradients"].values()]
     result["status"] = "pass" if all(error["pass"] for error in errors) else "fail"
-    with half:
-        result |= _timed(case, given, backend, device, repeats)
-    return result
+    return result | _timed(case, given, backend, half, device, repeats)
 
 
 @contextlib.contextmanager
@@ -106,10 +105,11 @@ def poisoned() -> Iterator[None]:
             torch.use_deterministic_algorithms(False)
 
 
-def _run(case: Case, inputs: Tensors, backend: str) -> tuple[list[Tensor], Tensors]:
+def _run(case: Case, inputs: Tensors, backend: str, half: Half) -> tuple[list[Tensor], Tensors]:
     """What the kernel promises, and the gradients of a sum weighed by fixed random numbers."""
     fresh = {n: t.detach().clone().requires_grad_(n in case.learned) for n, t in inputs.items()}
-    outputs = case.call(fresh, backend)
+    with half:  # and not around the gradient, as in training
+        outputs = case.call(fresh, backend)
     seen = [t.detach() for t in (case.defined(inputs, outputs) if case.defined else outputs)]
     if not case.learned:
         return seen, {}
@@ -144,11 +144,11 @@ def _error(got: Tensor, expected: Tensor, limit: float) -> dict[str, Any]:
     }
 
 
-def _timed(case: Case, inputs: Tensors, backend: str, device: torch.device, repeats: int) -> dict[str, Any]:
+def _timed(case: Case, inputs: Tensors, backend: str, half: Half, device: torch.device, repeats: int) -> dict[str, Any]:
     fixed = {name: t.detach() for name, t in inputs.items()}
 
     def forward() -> Sequence[Tensor]:
-        with torch.no_grad():
+        with torch.no_grad(), half:
             return case.call(fixed, backend)
 
     moved = size_in_bytes(fixed.values()) + size_in_bytes(outputs := forward())
@@ -159,11 +159,11 @@ def _timed(case: Case, inputs: Tensors, backend: str, device: torch.device, repe
         return result
 
     leaves = {name: t.clone().requires_grad_(name in case.learned) for name, t in fixed.items()}
-    weighed = [t for t in case.call(leaves, backend) if t.requires_grad]
-    weights, learned = _weights(weighed), [leaves[name] for name in case.learned]
+    weights, learned = _weights([t for t in outputs if t.is_floating_point()]), [leaves[name] for name in case.learned]
 
     def both() -> object:
-        wanted = [t for t in case.call(leaves, backend) if t.requires_grad]
+        with half:
+            wanted = [t for t in case.call(leaves, backend) if t.requires_grad]
         return torch.autograd.grad(wanted, learned, weights, allow_unused=True)
 
     result["both_ms"] = milliseconds(both, device, repeats)

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldmodel.kernels.backend import MissingBackend, interpreted, why_missing
+from worldmodel.errors import UserError
+from worldmodel.kernels.backend import VARIABLE, MissingBackend, interpreted, why_missing
 from worldmodel.scripts import gpu_models
 from worldmodel.scripts.gpu_compare import Case, check, milliseconds
 from worldmodel.scripts.gpu_index_cases import index_cases
@@ -53,10 +54,11 @@ def all_parts(quick: bool) -> list[Part]:
         for boundary in ("stride", "learned"):
             parts.append(_model(gpu_models.as_on_the_cpu, sizes, boundary))
             parts.append(_model(gpu_models.steps_as_parallel, sizes, boundary))
-    for boundary in ("stride", "learned"):
-        parts.append(_model(gpu_models.training, every[0], boundary, updates))
+    for boundary, layout in (("stride", "dense"), ("learned", "packed"), ("learned", "padded")):
+        parts.append(_model(gpu_models.training, every[0], boundary, layout, updates))
+    for boundary, more in (("stride", ("fp32 captured", "bf16 captured")), ("learned", ())):
         for rows in (1, every[0].rows, every[0].dreams):
-            for how in ("fp32", "bf16", "captured"):
+            for how in ("fp32", "bf16", *more):  # what a router decides cannot be captured
                 parts.append(_model(gpu_models.dreaming, every[0], boundary, rows, how, frames))
     return parts
 
@@ -84,14 +86,16 @@ def _model(run: Callable[..., Result], sizes: Sizes, boundary: str, *more: Any) 
 
 def machine(device: torch.device) -> Result:
     """What it runs on."""
+    commit, changed = _output("git", "rev-parse", "HEAD"), _output("git", "status", "--porcelain", "-uno")
     out: Result = {
         "device": platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "cores": os.cpu_count(),
-        "commit": _output("git", "rev-parse", "HEAD"),
-        "changed": bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
+        "commit": commit,
+        "changed": None if changed is None else bool(changed),
+        "backends_asked_for": os.environ.get(VARIABLE),
         "missing": {name: reason for name in ("triton", "mamba", "flash", "varlen") if (reason := why_missing(name))},
     }
     if "triton" not in out["missing"]:
@@ -136,18 +140,20 @@ def _product(a: Tensor, b: Tensor, repeats: int) -> float:
 
 
 def work(connection: Connection, device: str, quick: bool, names: list[str]) -> None:
-    """Run parts by name, in a process of its own: sends (name, result) after each.
+    """Run parts by name, in a process of its own: sends something once it has started, and each part's result.
 
     It ends early when the card does not answer any more. A kernel that wrote where it must not leaves a process that
     can use the card no longer, and somebody has to start another for the parts that are left.
     """
     parts = {part.name: part for part in all_parts(quick)}
+    connection.send("ready")
     for name in names:
         began = time.perf_counter()
         result = guarded(parts[name], torch.device(device))
-        connection.send((name, result | {"seconds": time.perf_counter() - began}))
+        connection.send(result | {"seconds": time.perf_counter() - began})
         if device == "cuda" and not _answers():
-            return
+            connection.close()
+            os._exit(0)  # without tidying up, which would ask the card
 
 
 def guarded(part: Part, device: torch.device) -> Result:
@@ -158,9 +164,7 @@ def guarded(part: Part, device: torch.device) -> Result:
     try:
         result = part.run(device)
         return {"status": "pass"} | result
-    except MissingBackend as error:
-        return {"status": "missing", "reason": str(error)}
-    except ModuleNotFoundError as error:
+    except (MissingBackend, UserError) as error:
         return {"status": "missing", "reason": str(error)}
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""The kernels that walk along sequences - scan, smoothing, step, attention - at their sizes in training and in dreams.
+"""The kernels that walk along sequences - Mamba-2, smoothing, attention - at their sizes in training and in dreams.
 
 The work counted: at a position the scan makes C B^T once (2 Q N), and for each head it mixes a block (2 Q P), reads the
 state and updates it (2 P N each). Attention makes 4 E a head for each pair of positions, one of which sees the other.
@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.config import MambaConfig
 from worldmodel.kernels.attention import ATTENTION, varlen_attention
 from worldmodel.kernels.ema import EMA_SCAN, ema_scan
+from worldmodel.kernels.mamba_mix import MAMBA_MIX, mamba_mix
 from worldmodel.kernels.mamba_step import MAMBA_STEP, StepWeights, mamba_step
 from worldmodel.kernels.ssd import SSD_SCAN, ssd_scan
 from worldmodel.scripts.gpu_compare import Case, Tensors, normal, often
@@ -25,9 +27,14 @@ from worldmodel.scripts.gpu_sizes import Sizes
 def sequence_cases(sizes: Sizes) -> Iterator[Case]:
     """All of them, those of one kernel together."""
     config = sizes.config
-    yield _scan(sizes, "frame", sizes.distinct, sizes.patches, config.frame.width)
-    yield _scan(sizes, "causal", sizes.rows, sizes.tokens, config.causal.width)
-    yield _scan(sizes, "main", sizes.rows, sizes.frames, config.main.width)
+    places = (
+        ("frame", sizes.distinct, sizes.patches, config.frame.width),
+        ("causal", sizes.rows, sizes.tokens, config.causal.width),
+        ("packed", 1, sizes.rows * sizes.tokens, config.causal.width),  # all rows one behind the other
+        ("main", sizes.rows, sizes.frames, config.main.width),
+    )
+    yield from (_mix(sizes, *place) for place in places)
+    yield from (_scan(sizes, *place) for place in places)
     yield _ema(sizes)
     for place, width in (("causal", config.causal.width), ("main", config.main.width)):
         for rows in (1, sizes.rows, sizes.dreams):
@@ -40,6 +47,49 @@ def sequence_cases(sizes: Sizes) -> Iterator[Case]:
 def _halves(length: int, n: int) -> list[int]:
     """A row in two pieces, or in one."""
     return [length - n, n] if 0 < n < length else [length]
+
+
+def _weights(g: torch.Generator, m: MambaConfig, inner: int) -> Tensors:
+    """What lies between the projections of a layer."""
+    H, W = inner // m.headdim, inner + 2 * m.d_state
+    return {
+        "filters_WK": normal(g, W, m.d_conv) / m.d_conv**0.5,
+        "filter_bias_W": normal(g, W),
+        "dt_bias_H": normal(g, H) - 2,
+        "A_log_H": torch.linspace(1, 16, H, device=g.device).log(),
+        "D_H": normal(g, H),
+        "norm_I": 1 + 0.1 * normal(g, inner),
+    }
+
+
+def _scan_flops(m: MambaConfig, B: int, L: int, inner: int) -> int:
+    Q, N, P = min(m.chunk_size, L), m.d_state, m.headdim
+    return B * L * (2 * Q * N + inner // P * (2 * Q * P + 4 * P * N))
+
+
+def _mix(sizes: Sizes, place: str, B: int, L: int, width: int) -> Case:
+    m = sizes.config.mamba
+    inner, N = m.expand * width, m.d_state
+
+    def inputs(g: torch.Generator) -> Tensors:
+        u = normal(g, B, L, 2 * inner + 2 * N + inner // m.headdim)
+        return {"u": u, "reset": often(g, 0.02, B, L), **_weights(g, m, inner)}
+
+    def call(given: Tensors, backend: str) -> Sequence[Tensor]:
+        weights = StepWeights(**{name: given[name] for name in StepWeights._fields})
+        reset, Q = None if place == "frame" else given["reset"], m.chunk_size
+        return [mamba_mix(given["u"], weights, state_width=N, reset_BL=reset, chunk_size=Q, backend=backend)]
+
+    return Case(
+        kernel="mamba_mix",
+        size=f"{sizes.name} {place}: B {B}, L {L}, I {inner}, N {N}",
+        backends=tuple(MAMBA_MIX),
+        inputs=inputs,
+        call=call,
+        learned=("u", *StepWeights._fields),
+        wide=StepWeights._fields,
+        flops=_scan_flops(m, B, L, inner),
+    )
 
 
 def _scan(sizes: Sizes, place: str, B: int, L: int, width: int) -> Case:
@@ -73,7 +123,7 @@ def _scan(sizes: Sizes, place: str, B: int, L: int, width: int) -> Case:
         call=call,
         learned=("xBC", "dt", "A", "initial") if goes_on else ("xBC", "dt", "A"),
         wide=("dt", "A", "initial"),
-        flops=B * L * (2 * Q * N + H * (2 * Q * P + 4 * P * N)),
+        flops=_scan_flops(m, B, L, inner),
     )
 
 
@@ -108,12 +158,7 @@ def _mamba_step(sizes: Sizes, place: str, B: int, width: int) -> Case:
             "u": normal(g, B, inner + W + H),
             "conv": normal(g, B, K - 1, W),
             "ssm": normal(g, B, N, inner),
-            "filters_WK": normal(g, W, K) / K**0.5,
-            "filter_bias_W": normal(g, W),
-            "dt_bias_H": normal(g, H) - 2,
-            "A_log_H": torch.linspace(1, 16, H, device=g.device).log(),
-            "D_H": normal(g, H),
-            "norm_I": 1 + 0.1 * normal(g, inner),
+            **_weights(g, m, inner),
             "active": often(g, 0.7, B).index_fill_(0, torch.zeros(1, dtype=torch.int64, device=g.device), True),
         }
 
