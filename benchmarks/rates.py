@@ -75,19 +75,24 @@ def dream_state(model: WorldModel, table: FrameTable, rows: int) -> DreamState:
     return state
 
 
+def observing(model: WorldModel, table: FrameTable, rows: int) -> Work:
+    """One look at what as many environments show."""
+    rng = np.random.default_rng(0)
+    state, none = dream_state(model, table, rows), torch.zeros(rows, dtype=torch.bool)
+    frames = torch.from_numpy(table.frames[table.index[rng.integers(len(table), size=rows)]])
+    actions = random_actions(model, 1, rows)[0]
+    return lambda: model.observe(state, actions, frames, none)
+
+
 def acting(
     model: WorldModel, table: FrameTable, environment: dict[str, Any], repeats: int, rows: int = 16
 ) -> dict[str, float]:
     """Milliseconds of one step of 16 real environments, and of `observe` of what they show."""
-    rng = np.random.default_rng(0)
     envs = make_vector_env(environment, rows)
     envs.reset(seed=0)
-    state, none = dream_state(model, table, rows), torch.zeros(rows, dtype=torch.bool)
-    frames = torch.from_numpy(table.frames[table.index[rng.integers(len(table), size=rows)]])
-    actions = random_actions(model, 1, rows)[0]
     seconds = {
         "environments_ms": cpu_seconds(lambda: envs.step(envs.action_space.sample()), 2 * repeats),
-        "observe_ms": cpu_seconds(lambda: model.observe(state, actions, frames, none), 2 * repeats),
+        "observe_ms": cpu_seconds(observing(model, table, rows), 2 * repeats),
     }
     envs.close()
     return {name: 1e3 * value for name, value in seconds.items()}

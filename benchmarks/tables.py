@@ -90,6 +90,17 @@ def fidelity_full() -> str:
     )
 
 
+def history() -> str:
+    """What each change was worth."""
+    result = read("history")
+    if result is None:
+        return "not measured yet"
+    entries = result["commits"]
+    names = [name for name in entries[0]["ms"] if name != "matmul"]
+    rows = [[entry["subject"], entry["commit"], *(f"{entry['ms'][name]:.1f}" for name in names)] for entry in entries]
+    return f"CPU time in ms, one thread:\n\n{markdown(['after', 'commit', *names], rows)}"
+
+
 def speeds(table: Callable[[dict[str, Any]], str], part: str = "rates") -> str:
     """One of the tables of speed, of all runs for which that part was measured."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("speed_*[0-9].json"))]
@@ -104,6 +115,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": lambda: speeds(speed_report.report),
     "acting": lambda: speeds(speed_report.acting, "acting"),
     "floor": lambda: speeds(speed_report.floor, "floor"),
+    "history": history,
     "growth": lambda: speeds(speed_report.growth, "growth"),
     "threads": lambda: speeds(speed_report.threads, "threads"),
     "memory": lambda: speeds(speed_report.memory, "peak_memory_bytes"),
