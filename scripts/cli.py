@@ -35,7 +35,7 @@ MODULES: dict[type, ModuleType] = {
     demo.Demo: demo,
 }
 DESCRIPTION = """H-Net world models: collect from a Gymnasium environment, train a world model on what was seen, train
-an agent inside the model's imagination, and see how both do. `worldmodel demo` shows the whole way in 12 minutes."""
+an agent inside the model's imagination, and see how both do. `worldmodel demo` shows the whole way in 6 minutes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
