@@ -167,15 +167,19 @@ def guarded(part: Part, device: torch.device) -> Result:
     except (MissingBackend, UserError) as error:
         return {"status": "missing", "reason": str(error)}
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        # A compiler's first line says where and its last one what.
-        said = " ... ".join(dict.fromkeys((*lines[:1], *lines[-1:])))[:400]
+        said = _in_one_line(error) + (f" ({_in_one_line(error.__cause__)})" if error.__cause__ else "")
         tail = traceback.format_exc()[-3000:]
         return {"status": "error", "reason": f"{type(error).__name__}: {said}", "traceback": tail}
     finally:
         if device.type == "cuda":
             with contextlib.suppress(RuntimeError):  # the card is gone, and whoever asks next is told so
                 torch.cuda.empty_cache()
+
+
+def _in_one_line(error: BaseException) -> str:
+    # A compiler's first line says where and its last one what, with a caret under it.
+    lines = [line.strip() for line in str(error).splitlines() if any(map(str.isalnum, line))]
+    return " ... ".join(dict.fromkeys((*lines[:1], *lines[-1:])))[:300] or type(error).__name__
 
 
 def _why_not(backend: str, device: torch.device) -> str | None:

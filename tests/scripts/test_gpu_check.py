@@ -153,14 +153,14 @@ def test_what_is_counted():
 
 def test_an_exception_is_written_down():
     def broken(device: torch.device) -> dict[str, Any]:
-        raise RuntimeError("at 34:12:\n    tl.dot(a, b)\nthe operands do not fit")
+        raise RuntimeError("at 34:12:\n    tl.load(x)\n    tl.dot(a, b)\n    ^") from ValueError("it does not fit")
 
     result = guarded(Part("kernels", "x", {}, broken), CPU)
     assert result["status"] == "error"
-    assert result["reason"] == "RuntimeError: at 34:12: ... the operands do not fit"
+    assert result["reason"] == "RuntimeError: at 34:12: ... tl.dot(a, b) (it does not fit)"
     assert "in broken" in result["traceback"]
     parts = [{"group": "models", "name": "x", **result}]
-    assert "the operands do not fit" in summary({"parts": parts, "rates": {}})
+    assert "it does not fit" in summary({"parts": parts, "rates": {}})
     assert one_line("x", result, {}).startswith("error   x: RuntimeError")
 
 
