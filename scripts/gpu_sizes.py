@@ -75,7 +75,7 @@ def all_sizes(quick: bool) -> list[Sizes]:
         latent=LatentConfig(groups=3, classes=4),
         causal=CausalConfig(width=32, heads=2),
         main=MainConfig(width=48, heads=2, window=3),
-        mamba=MambaConfig(d_state=8, headdim=16, chunk_size=16),
+        mamba=MambaConfig(d_state=8, headdim=8, chunk_size=16),
     )
     return [Sizes(name="toy", config=toy, rows=2, frames=5, distinct=3, dreams=4)]
 
