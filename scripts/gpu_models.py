@@ -142,7 +142,7 @@ def training(sizes: Sizes, boundary: str, layout: str, updates: int, *, device: 
     _finish(device)
     seconds = time.perf_counter() - began
     values = torch.stack(losses).cpu()
-    edge = max(1, len(losses) // 20)
+    edge = max(1, len(losses) // 10)
     first, last = float(values[:edge].mean()), float(values[-edge:].mean())
     out |= {"loss_first": first, "loss_last": last, "finite": bool(values.isfinite().all())}
     out |= {"updates": len(losses) + 1, "update_ms": 1e3 * seconds / (len(losses) - warm)}

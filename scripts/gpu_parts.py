@@ -41,7 +41,7 @@ class Part:
 
 def all_parts(quick: bool) -> list[Part]:
     """What is to be found out, the most telling first."""
-    repeats, updates, frames = (1, 4, 20) if quick else (20, 200, 1000)
+    repeats, updates, frames = (1, 40, 20) if quick else (20, 200, 1000)
     parts = [
         Part("machine", "machine", {}, machine),
         Part("machine", "rates", {}, lambda device: rates(device, repeats, 256 if quick else 8192)),
