@@ -159,9 +159,9 @@ def work(connection: Connection, device: str, quick: bool, names: list[str]) -> 
 def guarded(part: Part, device: torch.device) -> Result:
     """A part's result, or why there is none: "missing" where something is not installed, "error" for all else."""
     backend = part.about.get("backend")
-    if backend is not None and (why := _why_not(backend, device)):
-        return {"status": "missing", "reason": why}
     try:
+        if backend is not None and (why := _why_not(backend, device)):
+            return {"status": "missing", "reason": why}
         result = part.run(device)
         return {"status": "pass"} | result
     except (MissingBackend, UserError) as error:
