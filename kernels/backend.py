@@ -1,7 +1,8 @@
-"""Which implementation of a kernel runs: the torch reference, ours in Triton, or a library's.
+"""Which implementation of a kernel runs: in torch, ours in C or in Triton, or a library's.
 
-A kernel lists its implementations, the fastest first. Left alone, a tensor on the CPU takes the reference and a tensor
-on a GPU the first one that is installed. By hand: the argument `backend="triton"` of every kernel, or the variable
+A kernel lists its implementations, the fastest first. Left alone, a tensor on a GPU takes the first one that is
+installed, and a tensor on the CPU the one in C if there is a compiler, else the one in torch. By hand: the argument
+`backend="triton"` of every kernel, or the variable
 
     WORLDMODEL_BACKEND=torch                           every kernel that has it
     WORLDMODEL_BACKEND=ssd_scan=triton,attention=torch these two
@@ -28,12 +29,19 @@ ANYWHERE = ("torch", "reference")
 NEEDS = {
     "torch": "torch",
     "reference": "torch",
+    "native": "worldmodel.kernels.native",
     "triton": "triton",
     "mamba": "mamba_ssm.ops.triton.ssd_combined",
     "flash": "flash_attn",
     "varlen": "torch.nn.attention.varlen",
 }
-PACKAGES = {"triton": "triton", "mamba": "mamba-ssm", "flash": "flash-attn", "varlen": "torch 2.10 or newer"}
+PACKAGES = {
+    "native": "a C compiler",
+    "triton": "triton",
+    "mamba": "mamba-ssm",
+    "flash": "flash-attn",
+    "varlen": "torch 2.10 or newer",
+}
 
 
 class MissingBackend(RuntimeError):
@@ -92,16 +100,21 @@ def choose(
     asked = backend or asked_for(kernel, implementations)
     if asked is None:
         if x.device.type == "cpu":
-            return implementations["torch"]
-        return next(run for name, run in implementations.items() if why_missing(name) is None)
+            native = "native" in implementations and str(x.dtype) == "torch.float32" and why_missing("native") is None
+            return implementations["native" if native else "torch"]
+        possible = (name for name in implementations if name != "native" and why_missing(name) is None)
+        return implementations[next(possible)]
     if asked not in implementations:
         raise MissingBackend(f"{kernel} has no backend {asked!r}, only {', '.join(implementations)}")
     if reason := why_missing(asked):
+        how = "install one" if asked == "native" else "install 'worldmodel[cuda]'"
         raise MissingBackend(
-            f"the backend {asked!r} of {kernel} needs {PACKAGES[asked]}, which cannot be imported ({reason}): install "
-            f"'worldmodel[cuda]', or ask for another of {', '.join(implementations)}"
+            f"the backend {asked!r} of {kernel} needs {PACKAGES[asked]}, which cannot be imported ({reason}): {how}, "
+            f"or ask for another of {', '.join(implementations)}"
         )
-    if asked not in ANYWHERE and x.device.type == "cpu" and not (asked == "triton" and interpreted()):
+    if asked == "native" and x.device.type != "cpu":
+        raise MissingBackend(f"the backend 'native' of {kernel} runs on a CPU, not on {x.device}")
+    if asked not in (*ANYWHERE, "native") and x.device.type == "cpu" and not (asked == "triton" and interpreted()):
         hint = ", or set TRITON_INTERPRET=1 to run it in Triton's slow interpreter" if asked == "triton" else ""
         raise MissingBackend(f"the backend {asked!r} of {kernel} runs on a GPU, not on a CPU: use 'torch'{hint}")
     return implementations[asked]

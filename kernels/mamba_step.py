@@ -50,8 +50,8 @@ def mamba_step(
         weights: of the layer.
         active_B: False in rows that sit this position out: their memory stays as it is and their output is anything.
         in_place: whether `conv_BKW` and `ssm_BNI` may be written to; otherwise they are left alone.
-        backend: "triton" or "torch"; None for what suits the device (`kernels/backend.py`). Triton's has no gradient:
-            where one is wanted, the reference runs.
+        backend: "native", "triton" or "torch"; None for what suits the device (`kernels/backend.py`). Where a gradient
+            is wanted, or the one in C is given other numbers than fp32, the reference runs.
 
     Returns:
         The normed output `(B, I)`, for `out_proj`, and the new window and state.
@@ -91,14 +91,28 @@ def mamba_step_torch(
     return F.rms_norm(y, (I,), norm, 1e-5), window, ssm
 
 
+def _wants_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _native(
+    u_BE: Tensor, conv_BKW: Tensor, ssm_BNI: Tensor, weights: StepWeights, active_B: Tensor | None, in_place: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from worldmodel.kernels.native_step import mamba_step_native  # here, so that nobody needs a compiler
+
+    tensors = (u_BE, conv_BKW, ssm_BNI, *weights)
+    unfit = _wants_gradient(*tensors) or any(t.dtype != torch.float32 for t in tensors)
+    run = mamba_step_torch if unfit else mamba_step_native
+    return run(u_BE, conv_BKW, ssm_BNI, weights, active_B, in_place)
+
+
 def _triton(
     u_BE: Tensor, conv_BKW: Tensor, ssm_BNI: Tensor, weights: StepWeights, active_B: Tensor | None, in_place: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     from worldmodel.kernels.triton_mamba_step import mamba_step_triton  # here, so that nobody needs Triton
 
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (u_BE, conv_BKW, ssm_BNI, *weights))
-    run = mamba_step_torch if wanted else mamba_step_triton
+    run = mamba_step_torch if _wants_gradient(u_BE, conv_BKW, ssm_BNI, *weights) else mamba_step_triton
     return run(u_BE, conv_BKW, ssm_BNI, weights, active_B, in_place)
 
 
-MAMBA_STEP = {"triton": _triton, "torch": mamba_step_torch}  # the fastest first
+MAMBA_STEP = {"native": _native, "triton": _triton, "torch": mamba_step_torch}

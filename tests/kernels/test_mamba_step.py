@@ -61,7 +61,7 @@ def test_in_place_it_writes_the_same_into_the_given_state(backend, shape):
     torch.testing.assert_close((y, window, new), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "triton", "native"])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_rows_that_sit_out_keep_their_memory_to_the_bit(backend, in_place):
     u, window, state, weights = inputs(4, 3, 5, 5, 4, torch.float32)
@@ -141,3 +141,67 @@ def test_where_a_gradient_is_wanted_the_reference_runs():
     assert all(g.abs().sum() > 0 for g in gradients)
     with torch.no_grad():
         assert not mamba_step(u, window, state, weights, backend="triton")[0].requires_grad
+
+
+# ---- in C -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (37, 2, 32, 16, 4), (3, 3, 50, 9, 4)])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_c_is_the_formulas(shape, in_place):
+    u, window, state, weights = inputs(*shape)
+    expected = formulas(u, window, state, weights)
+    u, window, state = u.float(), window.float(), state.float()
+    kept = window.clone(), state.clone()
+    single = StepWeights(*(w.float() for w in weights))
+    got = mamba_step(u, window, state, single, in_place=in_place, backend="native")
+    for a, b in zip(got, expected):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+    if in_place:
+        assert got[2] is state
+    else:
+        assert torch.equal(window, kept[0])
+        assert torch.equal(state, kept[1])
+
+
+def test_c_takes_slices_writes_into_them_and_runs_where_a_compiler_is():
+    u, window, state, weights = inputs(4, 2, 8, 4, 4, torch.float32)
+    expected = mamba_step(u, window, state, weights, backend="torch")
+    wide = torch.zeros(8, *state.shape[1:])
+    sliced = wide[::2].copy_(state)
+    given = torch.stack([u, u], -1)[..., 0], window.flip(0).contiguous().flip(0), sliced
+    y, new_window, new_state = mamba_step(*given, weights, in_place=True)  # left alone, a CPU takes C
+    torch.testing.assert_close((y, new_window, new_state), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(wide[::2], expected[2], rtol=1e-5, atol=1e-6)
+    assert (wide[1::2] == 0).all()
+
+
+def test_threads_change_no_bit_in_c():
+    u, window, state, weights = inputs(64, 4, 32, 16, 4, torch.float32)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(mamba_step(u, window, state, weights, backend="native"))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            assert torch.equal(a, b)
+
+
+def test_what_has_decayed_to_nothing_is_not_slow_and_the_mode_of_the_processor_is_restored():
+    u, window, state, weights = inputs(2, 2, 8, 4, 4, torch.float32)
+    tiny = torch.full((1000,), 1e-40)
+    _, _, new = mamba_step(u, window, torch.full_like(state, 1e-38), weights, backend="native")
+    assert new.isfinite().all()
+    assert (tiny * 0.5 > 0).all()  # denormal numbers still count everywhere else
+
+
+def test_c_leaves_gradients_and_other_numbers_to_torch():
+    u, window, state, weights = inputs(2, 2, 8, 4, 4, torch.float32)
+    y, _, _ = mamba_step(u.requires_grad_(), window, state, weights, backend="native")
+    y.sum().backward()
+    assert u.grad.abs().sum() > 0
+    u, window, state, weights = inputs(2, 2, 8, 4, 4)
+    assert mamba_step(u, window, state, weights, backend="native")[0].dtype == torch.float64
