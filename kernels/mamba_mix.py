@@ -151,9 +151,9 @@ class MambaMix(torch.autograd.Function):
         dy = dw.mul_(open_gate).unflatten(-1, (H, -1))  # (B, L, H, P)
 
         dskip = (dy * x).sum((0, 1, 3))
-        dxt, dlog, db, dc, _ = ssd_eager.run_back(
-            blocks, kept, blocks.cut(dy).transpose(2, 3).contiguous(), None, False
-        )
+        with torch.autocast(u.device.type, enabled=False):
+            dy_blocks = blocks.cut(dy).transpose(2, 3).contiguous()
+            dxt, dlog, db, dc, _ = ssd_eager.run_back(blocks, kept, dy_blocks, None, False)
         A = -A_log.exp()
         ddt = torch.addcmul((dxt * x).sum(-1), dlog, A)
         dA_log = (dlog * dt).sum((0, 1)) * A

@@ -49,32 +49,6 @@ def gumbel(word: Tensor, n: int, backend: str | None = None) -> Tensor:
     return choose("gumbel", word, backend, GUMBEL)(word, n)
 
 
-def normal(word: Tensor, n: int, backend: str | None = None) -> Tensor:
-    """`n` standard normal numbers for each word, by the inverse of the normal's distribution function."""
-    return choose("normal", word, backend, NORMAL)(word, n)
-
-
-def choice(logits: Tensor, word: Tensor, classes: int | None = None, backend: str | None = None) -> Tensor:
-    """Samples of categoricals: the argmax of `logits + gumbel(word)` in each group, the first where two are equal.
-
-    Args:
-        logits: `(*word.shape, groups * classes)`, one group after the other.
-        word: from `row_hash`.
-        classes: of one group; None where there is only one group.
-
-    Returns:
-        Which class, `(*word.shape, groups)` int64.
-
-    Raises:
-        ValueError: the logits are not whole groups.
-    """
-    n = logits.shape[-1]
-    classes = n if classes is None else classes
-    if classes < 1 or n % classes:
-        raise ValueError(f"{n} logits are not groups of {classes} classes")
-    return choose("choice", logits, backend, CHOICE)(logits, word, classes)
-
-
 def _int32(number: int) -> Tensor:
     """The number with the same low 32 bits. As a tensor: a Python number would be converted in every operation."""
     return torch.tensor((number & _LOW_32 ^ 0x80000000) - 0x80000000, dtype=torch.int32, device="cpu")
@@ -117,8 +91,9 @@ def _uniform_to_gumbel(u: Tensor) -> Tensor:
     return (_OFF_THE_MIDDLE - u.double().sub_(1.0).log1p_().neg_().log_()).float()
 
 
-def _uniform_to_normal(u: Tensor) -> Tensor:
-    return u.double().mul_(2.0).sub_(1.0).erfinv_().mul_(2.0**0.5).float()
+def to_normal(uniform: Tensor) -> Tensor:
+    """Standard normal numbers, by the inverse of the normal's distribution function: the same bits everywhere, too."""
+    return uniform.double().mul_(2.0).sub_(1.0).erfinv_().mul_(2.0**0.5).float()
 
 
 def _in_parts(draw: Callable[[Tensor, int], Tensor], word: Tensor, n: int) -> Tensor:
@@ -140,15 +115,6 @@ def gumbel_torch(word: Tensor, n: int) -> Tensor:
     return _in_parts(lambda word, n: _uniform_to_gumbel(_uniform(word, n)), word, n)
 
 
-def normal_torch(word: Tensor, n: int) -> Tensor:
-    return _in_parts(lambda word, n: _uniform_to_normal(_uniform(word, n)), word, n)
-
-
-def choice_torch(logits: Tensor, word: Tensor, classes: int) -> Tensor:
-    scores = logits + gumbel_torch(word, logits.shape[-1])
-    return scores.unflatten(-1, (-1, classes)).argmax(-1)
-
-
 def _row_hash_triton(key: Tensor, counter: Tensor, stream: int) -> Tensor:
     from worldmodel.kernels.triton_noise import row_hash_triton
 
@@ -167,18 +133,6 @@ def _gumbel_triton(word: Tensor, n: int) -> Tensor:
     return gumbel_triton(word, n)
 
 
-def _normal_triton(word: Tensor, n: int) -> Tensor:
-    return _uniform_to_normal(_uniform_triton(word, n))  # fp64's erfinv is exact enough on a GPU as well
-
-
-def _choice_triton(logits: Tensor, word: Tensor, classes: int) -> Tensor:
-    from worldmodel.kernels.triton_noise import choice_triton
-
-    return choice_triton(logits, word, classes)
-
-
 ROW_HASH = {"triton": _row_hash_triton, "torch": row_hash_torch}
 UNIFORM = {"triton": _uniform_triton, "torch": uniform_torch}
 GUMBEL = {"triton": _gumbel_triton, "torch": gumbel_torch}
-NORMAL = {"triton": _normal_triton, "torch": normal_torch}
-CHOICE = {"triton": _choice_triton, "torch": choice_torch}

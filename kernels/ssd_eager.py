@@ -5,9 +5,10 @@ The decays E are enough. The gradient of a decay follows from what is at hand
 anyway: with x' = dt x, raising the log decay of step t scales every pair (s < t <= q) of
 y_q = sum_s E_qs (c_q b_s) x'_s, so
 
-    d loss / d log_decay_t = sum_{u >= t} <dy_u, y_u> - <dx'_u, x'_u>  (+ <dh, h> of the last state)
+    d loss / d log_decay_t = <dh, h> + sum_{u >= t} <dy_u, y_u> - <dx'_u, x'_u>
 
-for pairs with s and q both behind t cancel, and so does all of a later sequence in the same row.
+with u up to the end of t's block and h the state that leaves it: pairs with s and q both behind t cancel, and so does
+all of a later sequence in the same block. Over a whole row the sums would grow, and with them what is lost in fp32.
 
 Shape suffixes: those of kernels/ssd.py, K for the C blocks of a row.
 """
@@ -124,10 +125,14 @@ def run_back(
     dc, db = dcb @ b, dcb.transpose(-1, -2) @ c
 
     dstate = dlast
+    through = dx.new_zeros(blocks.B, blocks.K, 1, dx.shape[2])  # <dh, h> of the states that leave the blocks, by head
     if survives is not None and leaves is not None:
         dyc = dy * survives.unsqueeze(-1)
         for i in reversed(range(blocks.K)):
             if dstate is not None:
+                leaving = [*states, last][i + 1]
+                assert leaving is not None
+                through[:, i, 0] = (dstate * leaving).sum((-2, -1))
                 dx[:, i] += (b[:, i, None] @ dstate.transpose(-1, -2)) * leaves[:, i].unsqueeze(-1)
                 db[:, i] += ((x[:, i] * leaves[:, i].unsqueeze(-1)) @ dstate).sum(1)
             dc[:, i] += (dyc[:, i] @ states[i]).sum(1)
@@ -137,11 +142,8 @@ def run_back(
                     entering += dstate * survives[:, i, :, -1, None, None]
                 dstate = entering
 
-    dg = (dy * y).sum(-1).sub_((dx * x).sum(-1))  # (B, K, H, Q)
-    dg = blocks.whole(dg.transpose(2, 3))  # (B, L, H)
-    if dlast is not None and last is not None:
-        dg[:, -1] += (dlast * last).sum((-2, -1))
-    dlog = dg.flip(1).cumsum(1).flip(1)
+    dg = (dy * y).sum(-1).sub_((dx * x).sum(-1)).transpose(2, 3)  # (B, K, Q, H)
+    dlog = blocks.whole(dg.flip(2).cumsum(2).flip(2) + through)  # (B, L, H)
     dx = blocks.whole(dx.transpose(2, 3))
     return dx, dlog, blocks.whole(db), blocks.whole(dc), dstate if has_initial else None
 
@@ -178,7 +180,8 @@ class SsdScan(torch.autograd.Function):
             dy = torch.zeros_like(kept.y)
         else:
             dy = blocks.cut(dy_BLHP).transpose(2, 3).contiguous()
-        dx, dlog, db, dc, dinitial = run_back(blocks, kept, dy, dlast, ctx.has_initial)
+        with torch.autocast(dy.device.type, enabled=False):
+            dx, dlog, db, dc, dinitial = run_back(blocks, kept, dy, dlast, ctx.has_initial)
         ddt = torch.addcmul((dx * x_BLHP).sum(-1), dlog, A_H)
         dA = (dlog * dt_BLH).sum((0, 1))
         return dx * dt_BLH.unsqueeze(-1), ddt, dA, db, dc, None, dinitial, None, None

@@ -1,9 +1,9 @@
-"""Counter-based noise in Triton: one launch from words to numbers, or straight to sampled classes.
+"""Counter-based noise in Triton: one launch from words to numbers.
 
 All arithmetic is on uint32, where shifts and products are those of the hash; logarithms are taken in fp64 and rounded
 once, as kernels/noise.py says, so the bits are the reference's.
 
-Shape suffixes: B rows, n entries, G groups, C classes.
+Shape suffixes: B rows, n entries.
 """
 
 from __future__ import annotations
@@ -55,22 +55,6 @@ def _draw_kernel(word_ptr, out_ptr, count, n, GUMBEL: tl.constexpr, BLOCK: tl.co
     tl.store(out_ptr + place, out, mask=place < count)
 
 
-@triton.jit
-def _choice_kernel(logits_ptr, word_ptr, out_ptr, groups, classes, BLOCK_G: tl.constexpr, BLOCK_C: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    g = tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
-    c = tl.arange(0, BLOCK_C)
-    entry = g[:, None] * classes + c[None, :]
-    there = (g < groups)[:, None] & (c < classes)[None, :]
-    logits = tl.load(logits_ptr + row * groups * classes + entry, mask=there, other=-float("inf"))
-    if logits_ptr.dtype.element_ty != tl.float64:
-        logits = logits.to(tl.float32)
-    scores = logits + _gumbel(tl.load(word_ptr + row), entry)
-    # Equal scores go to the first class, so a row of -inf never takes one of the pads, which stand at the end.
-    best = tl.argmax(scores, axis=1, tie_break_left=True)
-    tl.store(out_ptr + row * groups + g, best.to(tl.int64), mask=g < groups)
-
-
 def row_hash_triton(key: Tensor, counter: Tensor, stream: int) -> Tensor:
     key, counter = (t.contiguous() for t in torch.broadcast_tensors(key, counter))
     word = torch.empty_like(key)
@@ -94,16 +78,3 @@ def uniform_triton(word: Tensor, n: int) -> Tensor:
 
 def gumbel_triton(word: Tensor, n: int) -> Tensor:
     return _draw(word, n, gumbel=True)
-
-
-def choice_triton(logits: Tensor, word: Tensor, classes: int) -> Tensor:
-    groups = logits.shape[-1] // classes
-    out = torch.empty(*word.shape, groups, dtype=torch.int64, device=word.device)
-    if out.numel():
-        block_c = triton.next_power_of_2(classes)
-        block_g = min(triton.next_power_of_2(groups), max(1, BLOCK // block_c))
-        grid = (word.numel(), triton.cdiv(groups, block_g))
-        _choice_kernel[grid](
-            logits.contiguous(), word.contiguous(), out, groups, classes, BLOCK_G=block_g, BLOCK_C=block_c
-        )
-    return out

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from worldmodel.kernels import noise
@@ -49,8 +48,3 @@ def pick(logits: Tensor, uniform: Tensor) -> Tensor:
     below = logits.softmax(-1).cumsum(-1)
     # Strictly: a class of probability 0, and so of no width, is never hit.
     return (below <= uniform.unsqueeze(-1) * below[..., -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
-
-
-def to_normal(uniform: Tensor) -> Tensor:
-    """Standard normal numbers, by the inverse of the normal's distribution function."""
-    return torch.erfinv(2.0 * uniform - 1.0) * 2.0**0.5

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from worldmodel.config import LatentConfig
-from worldmodel.draws import pick, to_normal
+from worldmodel.draws import pick
+from worldmodel.kernels.noise import to_normal
 
 
 class CategoricalLatent:

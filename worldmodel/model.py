@@ -124,18 +124,16 @@ class WorldModel(nn.Module):
 
     # ---- whole segments -------------------------------------------------------------------------------------------
 
-    def forward(self, batch: Batch, key: Tensor, *, packed: bool | None = None) -> Pass:
+    def forward(self, batch: Batch, key: Tensor, *, packed: bool = False) -> Pass:
         """Run segments with their true frames.
 
         Args:
             batch: the segments.
             key: `(B,)` int64 noise key of each row; the same key and frames give the latents that `observe` samples.
-            packed: whether all rows go through the causal stage as one long row without pads. It gives the same
-                numbers. None packs ragged rows on a GPU: on a CPU one long row is more steps one after the other.
+            packed: whether all rows go through the causal stage as one long row without pads: the same numbers, no
+                work on pads, but a scan that is as long as all rows together.
         """
         B, T = batch.index.shape
-        if packed is None:
-            packed = key.is_cuda and not self.fixed_starts
         stage = self.frame_stage
         patches = stage.patches(batch.frames)
         occurs = torch.bincount(batch.index.flatten(), minlength=len(patches))
