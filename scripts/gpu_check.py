@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from worldmodel.scripts.gpu_parts import Part, Result, all_parts, work
-from worldmodel.scripts.gpu_report import one_line, summary
+from worldmodel.scripts.gpu.parts import Part, Result, all_parts, work
+from worldmodel.scripts.gpu.report import one_line, summary
 
 FORMAT_VERSION = 1
 STARTING, PATIENCE = 120.0, 150.0  # seconds for a process to start, and for one part, compiling included

@@ -42,9 +42,9 @@ from worldmodel.kernels import backend
 
 backend.interpreted = lambda: True  # so that "triton" is allowed on the CPU
 
-from worldmodel.scripts.gpu_index_cases import index_cases
-from worldmodel.scripts.gpu_sequence_cases import sequence_cases
-from worldmodel.scripts.gpu_sizes import Sizes, all_sizes
+from worldmodel.scripts.gpu.index_cases import index_cases
+from worldmodel.scripts.gpu.sequence_cases import sequence_cases
+from worldmodel.scripts.gpu.sizes import Sizes, all_sizes
 
 small = next(sizes for sizes in all_sizes(quick=False) if sizes.name == "small")
 few = Sizes(name="small", config=small.config, rows=2, frames=16, distinct=2, dreams=2)

@@ -20,8 +20,8 @@ from worldmodel.kernels.ema import EMA_SCAN, ema_scan
 from worldmodel.kernels.mamba_mix import MAMBA_MIX, mamba_mix
 from worldmodel.kernels.mamba_step import MAMBA_STEP, StepWeights, mamba_step
 from worldmodel.kernels.ssd import SSD_SCAN, ssd_scan
-from worldmodel.scripts.gpu_compare import Case, Tensors, normal, often
-from worldmodel.scripts.gpu_sizes import Sizes
+from worldmodel.scripts.gpu.compare import Case, Tensors, normal, often
+from worldmodel.scripts.gpu.sizes import Sizes
 
 
 def sequence_cases(sizes: Sizes) -> Iterator[Case]:

@@ -21,7 +21,7 @@ from worldmodel.captured import CapturedImagination
 from worldmodel.config import ModelConfig
 from worldmodel.losses import LossConfig, world_model_loss
 from worldmodel.model import WorldModel
-from worldmodel.scripts.gpu_sizes import ACTIONS, BlockWorld, Sizes
+from worldmodel.scripts.gpu.sizes import ACTIONS, BlockWorld, Sizes
 from worldmodel.state import DreamState
 
 LOSS_LIMIT, GRADIENT_LIMIT, STEP_LIMIT = 1e-4, 1e-3, 1e-3

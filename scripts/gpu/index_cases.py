@@ -12,8 +12,8 @@ from torch import Tensor
 
 from worldmodel.kernels import compaction, noise
 from worldmodel.kernels.routing import BOUNDARY_LOGIT, boundary_logit
-from worldmodel.scripts.gpu_compare import Case, Tensors, normal, often
-from worldmodel.scripts.gpu_sizes import Sizes
+from worldmodel.scripts.gpu.compare import Case, Tensors, normal, often
+from worldmodel.scripts.gpu.sizes import Sizes
 
 
 def index_cases(sizes: Sizes) -> Iterator[Case]:
@@ -138,14 +138,4 @@ def _noise(sizes: Sizes) -> Iterator[Case]:
     yield case("uniform", f"{what}, n {n}", noise.UNIFORM, words, lambda t, b: [noise.uniform(t["word"], n, backend=b)])
     yield case(
         "gumbel", f"{what}, n {logits}", noise.GUMBEL, words, lambda t, b: [noise.gumbel(t["word"], logits, backend=b)]
-    )
-    yield case(
-        "normal", f"{what}, n {logits}", noise.NORMAL, words, lambda t, b: [noise.normal(t["word"], logits, backend=b)]
-    )
-    yield case(
-        "choice",
-        f"{what}, {latent.groups} of {latent.classes}",
-        noise.CHOICE,
-        lambda g: {"logits": normal(g, B, logits), **words(g)},
-        lambda t, b: [noise.choice(t["logits"], t["word"], classes=latent.classes, backend=b)],
     )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from worldmodel.scripts.gpu_compare import achieved
+from worldmodel.scripts.gpu.compare import achieved
 
 Result = Mapping[str, Any]
 

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from worldmodel.errors import UserError
 from worldmodel.kernels.backend import VARIABLE, MissingBackend, interpreted, why_missing
-from worldmodel.scripts import gpu_models
-from worldmodel.scripts.gpu_compare import Case, check, milliseconds
-from worldmodel.scripts.gpu_index_cases import index_cases
-from worldmodel.scripts.gpu_sequence_cases import sequence_cases
-from worldmodel.scripts.gpu_sizes import Sizes, all_sizes
+from worldmodel.scripts.gpu import models
+from worldmodel.scripts.gpu.compare import Case, check, milliseconds
+from worldmodel.scripts.gpu.index_cases import index_cases
+from worldmodel.scripts.gpu.sequence_cases import sequence_cases
+from worldmodel.scripts.gpu.sizes import Sizes, all_sizes
 
 Result = dict[str, Any]
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,22 @@ def all_parts(quick: bool) -> list[Part]:
             parts += _kernel(case, repeats)
     for sizes in every:
         for boundary in ("stride", "learned"):
-            parts.append(_model(gpu_models.as_on_the_cpu, sizes, boundary))
-            parts.append(_model(gpu_models.steps_as_parallel, sizes, boundary))
+            parts.append(_model(models.as_on_the_cpu, sizes, boundary))
+            parts.append(_model(models.steps_as_parallel, sizes, boundary))
     for boundary, layout in (("stride", "dense"), ("learned", "packed"), ("learned", "padded")):
-        parts.append(_model(gpu_models.training, every[0], boundary, layout, updates))
+        parts.append(_model(models.training, every[0], boundary, layout, updates))
     for boundary, more in (("stride", ("fp32 captured", "bf16 captured")), ("learned", ())):
         for rows in (1, every[0].rows, every[0].dreams):
             for how in ("fp32", "bf16", *more):  # what a router decides cannot be captured
-                parts.append(_model(gpu_models.dreaming, every[0], boundary, rows, how, frames))
+                parts.append(_model(models.dreaming, every[0], boundary, rows, how, frames))
     return parts
 
 
 def _kernel(case: Case, repeats: int) -> Iterator[Part]:
     for precision in case.precisions:
         for backend in case.backends:
+            if backend == "native":  # in C, for CPUs
+                continue
             about = {"kernel": case.kernel, "size": case.size, "precision": precision, "backend": backend}
 
             def run(device: torch.device, precision: str = precision, backend: str = backend) -> Result:
