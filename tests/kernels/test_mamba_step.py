@@ -4,7 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from worldmodel.kernels.backend import why_missing
 from worldmodel.kernels.mamba_step import StepWeights, mamba_step
+
+needs_compiler = pytest.mark.skipif(why_missing("native") is not None, reason="there is no C compiler")
 
 # Rows, heads, head width, state width, filter length.
 SHAPES = [(1, 1, 8, 4, 4), (3, 3, 5, 5, 3), (2, 4, 16, 3, 2), (2, 2, 3, 1, 1), (1, 5, 32, 17, 4)]
@@ -61,7 +64,7 @@ def test_in_place_it_writes_the_same_into_the_given_state(backend, shape):
     torch.testing.assert_close((y, window, new), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton", "native"])
+@pytest.mark.parametrize("backend", ["torch", "triton", pytest.param("native", marks=needs_compiler)])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_rows_that_sit_out_keep_their_memory_to_the_bit(backend, in_place):
     u, window, state, weights = inputs(4, 3, 5, 5, 4, torch.float32)
@@ -146,6 +149,7 @@ def test_where_a_gradient_is_wanted_the_reference_runs():
 # ---- in C -----------------------------------------------------------------------------------------------------------
 
 
+@needs_compiler
 @pytest.mark.parametrize("shape", [*SHAPES, (37, 2, 32, 16, 4), (3, 3, 50, 9, 4)])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_c_is_the_formulas(shape, in_place):
@@ -164,6 +168,7 @@ def test_c_is_the_formulas(shape, in_place):
         assert torch.equal(state, kept[1])
 
 
+@needs_compiler
 def test_c_takes_slices_writes_into_them_and_runs_where_a_compiler_is():
     u, window, state, weights = inputs(4, 2, 8, 4, 4, torch.float32)
     expected = mamba_step(u, window, state, weights, backend="torch")
@@ -176,6 +181,7 @@ def test_c_takes_slices_writes_into_them_and_runs_where_a_compiler_is():
     assert (wide[1::2] == 0).all()
 
 
+@needs_compiler
 def test_threads_change_no_bit_in_c():
     u, window, state, weights = inputs(64, 4, 32, 16, 4, torch.float32)
     before, results = torch.get_num_threads(), []
@@ -190,6 +196,7 @@ def test_threads_change_no_bit_in_c():
             assert torch.equal(a, b)
 
 
+@needs_compiler
 def test_what_has_decayed_to_nothing_is_not_slow_and_the_mode_of_the_processor_is_restored():
     u, window, state, weights = inputs(2, 2, 8, 4, 4, torch.float32)
     tiny = torch.full((1000,), 1e-40)
@@ -198,6 +205,7 @@ def test_what_has_decayed_to_nothing_is_not_slow_and_the_mode_of_the_processor_i
     assert (tiny * 0.5 > 0).all()  # denormal numbers still count everywhere else
 
 
+@needs_compiler
 def test_c_leaves_gradients_and_other_numbers_to_torch():
     u, window, state, weights = inputs(2, 2, 8, 4, 4, torch.float32)
     y, _, _ = mamba_step(u.requires_grad_(), window, state, weights, backend="native")

@@ -7,6 +7,11 @@ import sys
 import pytest
 import torch
 
+from worldmodel.kernels.backend import why_missing
+
+if why_missing("native") is not None:
+    pytest.skip("there is no C compiler", allow_module_level=True)
+
 from worldmodel.kernels import native
 
 
