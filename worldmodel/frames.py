@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.config import ModelConfig, ObservationSpec
-from worldmodel.kernels.compaction import compact, take
+from worldmodel.kernels.compaction import compact, spread, take
 from worldmodel.layers import Stack
 from worldmodel.router import Router, Routing, straight_through
 
@@ -195,7 +195,7 @@ class FrameStage(nn.Module):
         x = self.unpack(latent_nKZ)
         if self.from_past is not None and past_nKE is not None:
             x = x + self.from_past(past_nKE)
-        x = take(x, chunks.of_patch)  # (n, P, R * D)
+        x = spread(x, chunks.of_patch)  # (n, P, R * D)
         x = (x.unflatten(-1, (self.readers, -1)) * self.read_gain).sum(2)
         if chunks.gate is not None:
             x = x * chunks.gate.unsqueeze(-1).to(x.dtype)
