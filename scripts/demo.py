@@ -46,7 +46,7 @@ class Demo(Common):
     """Any Gymnasium id. The minutes below are enough for the default one on two cores."""
     steps: int = 10_000
     """Steps of the random player: all that is ever seen of the real environment before the evaluation."""
-    train_minutes: float = 3.6
+    train_minutes: float = 3.4
     """How long the world model is trained."""
     dream_minutes: float = 1.2
     """How long the agent is trained inside it."""
