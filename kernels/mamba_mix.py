@@ -44,8 +44,9 @@ def mamba_mix(
         state_width: N.
         reset_BL: True where a new sequence begins.
         chunk_size: of the scan.
-        backend: "mamba", "triton", "torch" or "reference"; None for what suits the device (`kernels/backend.py`).
-            Where mamba-ssm's fused layer does not fit (`kernels/mamba_layer.py`), "mamba" runs in parts.
+        backend: "native", "mamba", "triton", "torch" or "reference"; None for what suits the device
+            (`kernels/backend.py`). The one in C leaves all but fp32 to the one in torch. Where mamba-ssm's fused
+            layer does not fit (`kernels/mamba_layer.py`), "mamba" runs in parts.
 
     Returns:
         The normed outputs `(B, L, I)`, for `out_proj`.
@@ -203,6 +204,12 @@ def mamba_mix_eager(
         return MambaMix.apply(u, *weights, state_width, reset_BL, chunk_size).to(u_BLE.dtype)
 
 
+def _native(u_BLE: Tensor, weights: StepWeights, state_width: int, reset_BL: Tensor | None, chunk_size: int) -> Tensor:
+    from worldmodel.kernels.native_mix import mamba_mix_native  # here, so that nobody needs a compiler
+
+    return mamba_mix_native(u_BLE, weights, state_width, reset_BL, chunk_size)
+
+
 def _triton(u_BLE: Tensor, weights: StepWeights, state_width: int, reset_BL: Tensor | None, chunk_size: int) -> Tensor:
     return mamba_mix_reference(u_BLE, weights, state_width, reset_BL, chunk_size, scan="triton")
 
@@ -216,6 +223,7 @@ def _mamba(u_BLE: Tensor, weights: StepWeights, state_width: int, reset_BL: Tens
 
 
 MAMBA_MIX: dict[str, Callable[..., Tensor]] = {  # the fastest first
+    "native": _native,
     "mamba": _mamba,
     "triton": _triton,
     "torch": mamba_mix_eager,
