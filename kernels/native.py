@@ -1,9 +1,9 @@
 """Kernels in C for the CPU: compiled on first use, by the machine's own compiler and for its own processor.
 
-The sources are the `.c` files of this folder: plain C over fp32 arrays, which takes a second or two to compile and
-needs no headers of torch. Where there is no compiler, importing this fails and the kernels in torch run: slower, the
-same numbers. The library is kept in `~/.cache/worldmodel`, under a name made of the sources and of what the processor
-can do.
+The sources are the `.c` and `.h` files of this folder: plain C over fp32 arrays, which takes a second or two to compile
+and needs no headers of torch. Where there is no compiler, importing this fails and the kernels in torch run: slower,
+the same numbers. The library is kept in `~/.cache/worldmodel`, under a name made of the sources and of what the
+processor can do.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 SOURCES = sorted(Path(__file__).parent.glob("*.c"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 # Sums may be taken in any order, which lets the compiler use the whole width of the processor. Not when linking: there
 # the flag would make the whole process flush denormal numbers.
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fPIC", "-std=c11")
@@ -58,7 +59,7 @@ def build() -> ctypes.CDLL:
         ModuleNotFoundError: it cannot be compiled here.
     """
     cc = compiler()
-    text = "\0".join([cc, *FLAGS, processor(), *(path.read_text() for path in SOURCES)])
+    text = "\0".join([cc, *FLAGS, processor(), *(path.read_text() for path in [*SOURCES, *HEADERS])])
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "worldmodel"
     target = folder / f"native-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     if not target.exists():
@@ -78,7 +79,8 @@ def build() -> ctypes.CDLL:
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        said = (done.stderr.strip() or "it said nothing").splitlines()[0]
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        said = next((line for line in lines if "error" in line), lines[0])
         raise ModuleNotFoundError(f"{command[0]} does not compile the kernels in C ({said})")
 
 

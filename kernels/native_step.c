@@ -2,20 +2,9 @@
  *
  * Sizes: H heads of P, I = H * P, N state, W = I + 2 N, K filter taps, E = I + W + H. All arrays are dense fp32.
  */
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
+#include "native.h"
 
 #define BLOCK 64 /* entries of I whose sums stay in registers while the state's rows go by */
-
-static inline float silu(float x) { return x / (1.0f + expf(-x)); }
-
-static inline float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 
 /* h = decay h + b x^T and y = c h, for n entries of I from `from` on. */
 static inline void scan_block(const int n, const int from, const int I, const int N, const float *restrict old,
@@ -32,7 +21,7 @@ static inline void scan_block(const int n, const int from, const int I, const in
         const float *before = old + (int64_t)k * I + from;
         float *after = state + (int64_t)k * I + from;
         const float bk = b[k], ck = c[k];
-#pragma GCC ivdep
+        INDEPENDENT
         for (int i = 0; i < n; i++) {
             const float h = before[i] * d[i] + bk * v[i];
             after[i] = h;
@@ -52,10 +41,7 @@ int worldmodel_mamba_step(const float *u, const float *conv, const float *ssm, c
     float *scratch = malloc(sizeof(float) * (W + 2 * I));
     if (!scratch) return 1;
     float *mixed = scratch, *decay = scratch + W, *dtx = scratch + W + I;
-#if defined(__x86_64__)
-    const unsigned int mode = _mm_getcsr();
-    _mm_setcsr(mode | 0x8040); /* what has decayed below the normal numbers is zero, and not slow */
-#endif
+    const unsigned int mode = flush_tiny();
     for (int64_t row = first; row < last; row++) {
         const float *conv_row = conv + row * window, *ssm_row = ssm + row * state;
         float *new_conv_row = new_conv + row * window, *new_ssm_row = new_ssm + row * state, *out = y + row * I;
@@ -71,13 +57,13 @@ int worldmodel_mamba_step(const float *u, const float *conv, const float *ssm, c
         for (int w = 0; w < W; w++) mixed[w] = filter_bias[w] + filters[(int64_t)(K - 1) * W + w] * now[w];
         for (int k = 0; k < K - 1; k++)
             for (int w = 0; w < W; w++) mixed[w] += filters[(int64_t)k * W + w] * conv_row[(int64_t)k * W + w];
-        for (int w = 0; w < W; w++) mixed[w] = silu(mixed[w]);
+        for (int w = 0; w < W; w++) mixed[w] *= sigmoid(mixed[w]);
         if (K > 1) {
             memmove(new_conv_row, conv_row + W, sizeof(float) * (window - W));
             memcpy(new_conv_row + window - W, now, sizeof(float) * W);
         }
         for (int h = 0; h < H; h++) {
-            const float step = softplus(dt[h] + dt_bias[h]), left = expf(-step * expf(A_log[h]));
+            const float step = softplus(dt[h] + dt_bias[h]), left = exponential(-step * expf(A_log[h]));
             for (int p = 0; p < P; p++) {
                 decay[h * P + p] = left;
                 dtx[h * P + p] = step * mixed[h * P + p];
@@ -91,15 +77,13 @@ int worldmodel_mamba_step(const float *u, const float *conv, const float *ssm, c
         for (int h = 0; h < H; h++)
             for (int p = 0; p < P; p++) out[h * P + p] += D[h] * mixed[h * P + p];
         for (int j = 0; j < I; j++) {
-            out[j] *= silu(z[j]);
+            out[j] *= z[j] * sigmoid(z[j]);
             squares += out[j] * out[j];
         }
         const float scale = 1.0f / sqrtf(squares / I + 1e-5f);
         for (int j = 0; j < I; j++) out[j] *= scale * norm[j];
     }
-#if defined(__x86_64__)
-    _mm_setcsr(mode);
-#endif
+    restore_mode(mode);
     free(scratch);
     return 0;
 }
