@@ -64,7 +64,7 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, reset_BL: Tensor | None = None, pieces: Pieces | None = None) -> Tensor:
         h = self.norm1(x_BLD)
         if isinstance(self.mixer, Mamba2):
-            h, _ = self.mixer(h, reset_BL, final_state=False)
+            h = self.mixer(h, reset_BL)
         else:
             h = self.mixer(h, reset_BL, pieces)
         return self._finish(x_BLD + h)
@@ -93,7 +93,7 @@ class Block(nn.Module):
     def extend(self, x_BLD: Tensor, memory: Memory, name: str, count: Tensor) -> Tensor:
         h = self.norm1(x_BLD)
         if isinstance(self.mixer, Mamba2):
-            h, state = self.mixer(h, None, (memory[f"{name}.conv"], memory[f"{name}.ssm"]))
+            h, state = self.mixer.extend(h, (memory[f"{name}.conv"], memory[f"{name}.ssm"]))
             memory[f"{name}.conv"], memory[f"{name}.ssm"] = state
         else:
             keys, values, said = memory[f"{name}.keys"], memory[f"{name}.values"], []

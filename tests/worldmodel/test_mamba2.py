@@ -66,7 +66,7 @@ def test_forward_is_the_reference_formula():
         for parameter in mamba.parameters():
             parameter += 0.2 * torch.randn(parameter.shape)
     u = inputs(2, 11)
-    torch.testing.assert_close(mamba(u)[0].double(), reference(mamba, u), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mamba(u).double(), reference(mamba, u), rtol=1e-4, atol=1e-5)
 
 
 def of_mamba_ssm(d_model, d_state, d_conv, expand, headdim):
@@ -100,7 +100,7 @@ def test_weights_of_mamba_ssm_come_and_go_to_the_bit(width, d_state, d_conv, exp
     # They mean the same, too: z, x, B, C and dt come out of in_proj in this order.
     u = inputs(1, 3, width)
     expected = reference(mamba, u)
-    torch.testing.assert_close(mamba(u)[0].double(), expected, rtol=1e-3, atol=1e-4 * float(expected.std()))
+    torch.testing.assert_close(mamba(u).double(), expected, rtol=1e-3, atol=1e-4 * float(expected.std()))
 
 
 def test_initial_step_sizes_and_decays_are_in_their_ranges():
@@ -114,7 +114,7 @@ def test_initial_step_sizes_and_decays_are_in_their_ranges():
 
 def test_steps_give_the_sequence():
     mamba, u = layer(), inputs(3, 13)
-    y, (conv, ssm) = mamba(u)
+    y = mamba(u)
     state = mamba.initial_state(3)
     for t in range(13):
         kept = [s.clone() for s in state]
@@ -122,36 +122,45 @@ def test_steps_give_the_sequence():
         assert all(torch.equal(a, b) for a, b in zip(state, kept))
         torch.testing.assert_close(y_t, y[:, t], rtol=1e-4, atol=1e-6)
         state = new
-    torch.testing.assert_close(state, (conv, ssm), rtol=1e-4, atol=1e-6)
 
 
+@torch.no_grad()
+def test_a_few_positions_at_once_are_as_many_steps_and_leave_the_state_alone():
+    mamba, u = layer(), inputs(3, 7)
+    _, state = mamba.extend(inputs(3, 4, seed=1), mamba.initial_state(3))
+    kept = [s.clone() for s in state]
+    y, last = mamba.extend(u, state)
+    assert all(torch.equal(a, b) for a, b in zip(state, kept))
+    for t in range(7):
+        y_t, state = mamba.step(u[:, t], state)
+        torch.testing.assert_close(y[:, t], y_t, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(last, state, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("cut", [1, 2, 4, 9])
 def test_going_on_from_a_state(cut):
     mamba, u = layer(), inputs(2, 13)
-    y, last = mamba(u)
-    y1, state = mamba(u[:, :cut])
-    y2, state = mamba(u[:, cut:], None, state)
-    torch.testing.assert_close(torch.cat([y1, y2], 1), y, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-6)
+    y1, state = mamba.extend(u[:, :cut], mamba.initial_state(2))
+    y2, _ = mamba.extend(u[:, cut:], state)
+    torch.testing.assert_close(torch.cat([y1, y2], 1), mamba(u), rtol=1e-4, atol=1e-6)
 
 
 def test_a_reset_is_a_new_sequence_for_its_row_alone():
     mamba, u = layer(), inputs(3, 13)
     reset = torch.zeros(3, 13, dtype=torch.bool)
     reset[1, 6] = reset[2, 0] = reset[2, 3] = reset[2, 4] = True
-    y, (conv, ssm) = mamba(u, reset)
+    y = mamba(u, reset)
     for row, pieces in ((0, [(0, 13)]), (1, [(0, 6), (6, 13)]), (2, [(0, 3), (3, 4), (4, 13)])):
         for a, b in pieces:
-            alone, state = mamba(u[row : row + 1, a:b])
-            torch.testing.assert_close(y[row, a:b], alone[0], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close((conv[row], ssm[row]), (state[0][0], state[1][0]), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(y[row, a:b], mamba(u[row : row + 1, a:b])[0], rtol=1e-4, atol=1e-6)
 
 
 def test_it_is_causal_to_the_bit():
     mamba, u = layer(), inputs(2, 13)
     later = u.clone()
     later[:, 7:] += 100
-    assert torch.equal(mamba(u)[0][:, :7], mamba(later)[0][:, :7])
+    assert torch.equal(mamba(u)[:, :7], mamba(later)[:, :7])
 
 
 def test_a_width_that_heads_do_not_divide_is_named():
