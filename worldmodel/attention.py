@@ -26,14 +26,18 @@ def pieces_of(x_BLD: Tensor, reset_BL: Tensor | None, *, causal: bool) -> Pieces
     return pack(reset_BL if causal else None, B, L, x_BLD.device)
 
 
-def rotate(x_BHLE: Tensor, position_BL: Tensor) -> Tensor:
-    """Rotary embedding (Su et al. 2021) of the first half of each head: only distances matter, so time may go on."""
-    half = x_BHLE.shape[-1] // 2
-    pairs = half // 2
-    speed = 1e4 ** (-torch.arange(pairs, device=x_BHLE.device, dtype=torch.float64) / pairs)
+def rotate(x: Tensor, position_BL: Tensor) -> Tensor:
+    """Rotary embedding (Su et al. 2021) of the first half of each head: only distances matter, so time may go on.
+
+    Args:
+        x: `(..., B, H, L, E)`, queries and keys together.
+        position_BL: where in time each is.
+    """
+    pairs = x.shape[-1] // 4
+    speed = 1e4 ** (-torch.arange(pairs, device=x.device, dtype=torch.float64) / pairs)
     angle = (position_BL[:, None, :, None].double() * speed).remainder(2 * torch.pi)  # fp64: a long dream stays exact
-    cos, sin = angle.cos().to(x_BHLE.dtype), angle.sin().to(x_BHLE.dtype)
-    a, b, rest = x_BHLE.split([pairs, pairs, x_BHLE.shape[-1] - 2 * pairs], dim=-1)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b, rest = x.split([pairs, pairs, x.shape[-1] - 2 * pairs], dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], dim=-1)
 
 
@@ -50,10 +54,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def _qkv(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _qkv(self, x_BLD: Tensor, position_BL: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each `(B, H, L, E)`; the first two rotated by their positions, if there are any."""
         B, L, D = x_BLD.shape
-        q, k, v = self.qkv(x_BLD).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        return q, k, v  # each (B, H, L, E)
+        qkv = self.qkv(x_BLD).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        q, k = qkv[:2] if position_BL is None else rotate(qkv[:2], position_BL)
+        return q, k, qkv[2]
 
     def forward(self, x_BLD: Tensor, reset_BL: Tensor | None = None, pieces: Pieces | None = None) -> Tensor:
         """Attend; with resets, only within one's own piece of the row.
@@ -66,11 +72,10 @@ class Attention(nn.Module):
         B, L, D = x_BLD.shape
         if pieces is not None:
             return self._packed(x_BLD, pieces)
-        q, k, v = self._qkv(x_BLD)
+        place = torch.arange(L, device=x_BLD.device)
+        q, k, v = self._qkv(x_BLD, place[None] if self.causal else None)
         mask = None
         if self.causal:
-            place = torch.arange(L, device=x_BLD.device)
-            q, k = rotate(q, place[None]), rotate(k, place[None])
             back = place[:, None] - place[None, :]
             mask = (back >= 0) & (back < self.window)
             if reset_BL is not None:
@@ -81,10 +86,7 @@ class Attention(nn.Module):
 
     def _packed(self, x_BLD: Tensor, pieces: Pieces) -> Tensor:
         B, L, D = x_BLD.shape
-        q, k, v = self._qkv(x_BLD)
-        if self.causal:
-            place = torch.arange(L, device=x_BLD.device)[None]
-            q, k = rotate(q, place), rotate(k, place)
+        q, k, v = self._qkv(x_BLD, torch.arange(L, device=x_BLD.device)[None] if self.causal else None)
         q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
         window = self.window if self.causal else 0
         y = varlen_attention(q, k, v, *pieces, causal=self.causal, window=window)
@@ -102,8 +104,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One position. `keys`, `values` are rings `(B, W, H, E)`; `count` `(B,)` is how many positions came before."""
         B, D = x_BD.shape
-        q, k, v = self._qkv(x_BD.unsqueeze(1))
-        q, k = rotate(q, count[:, None]), rotate(k, count[:, None])
+        q, k, v = self._qkv(x_BD.unsqueeze(1), count[:, None])
         keys = self._put(keys, k, count, active_B, in_place)
         values = self._put(values, v, count, active_B, in_place)
         filled = (torch.arange(self.window, device=x_BD.device) <= count[:, None])[:, None, None, :]
