@@ -28,6 +28,14 @@ def test_missing_run(command, tmp_path, fails):
     fails([command, "--run", tmp_path / "nothing"], "no run folder", str(tmp_path / "nothing"))
 
 
+@pytest.mark.parametrize(
+    "setting,words", [("ssd_scan=cuda", "there is no backend 'cuda'"), ("mamba_step=flash", "mamba_step has only")]
+)
+def test_a_backend_that_is_missing(setting, words, copy, fails, monkeypatch):
+    monkeypatch.setenv("WORLDMODEL_BACKEND", setting)
+    fails(["evaluate", "--run", copy / "run", "--episodes", 1, "--play-only", "--device", "cpu"], words)
+
+
 @pytest.mark.parametrize("name", ["world_model.safetensors", "config.json", "agent.safetensors", "contexts.npz"])
 def test_truncated_file_of_a_run(name, copy, fails):
     cut_off(copy / "run" / name)
