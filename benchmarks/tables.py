@@ -98,6 +98,7 @@ def history() -> str:
     entries = result["commits"]
     names = [name for name in entries[0]["ms"] if name != "matmul"]
     rows = [[entry["subject"], entry["commit"], *(f"{entry['ms'][name]:.1f}" for name in names)] for entry in entries]
+    rows[0][0] = "(before)"
     return f"CPU time in ms, one thread:\n\n{markdown(['after', 'commit', *names], rows)}"
 
 
