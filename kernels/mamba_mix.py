@@ -83,7 +83,6 @@ def mamba_mix_reference(
         c,
         reset_BL=reset_BL,
         chunk_size=chunk_size,
-        final_state=False,
         backend=scan,
     )
     y = torch.addcmul(y, x, skip.unsqueeze(-1)).reshape(B, L, I)

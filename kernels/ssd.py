@@ -31,9 +31,8 @@ def ssd_scan(
     reset_BL: Tensor | None = None,
     initial_BHPN: Tensor | None = None,
     chunk_size: int = 32,
-    final_state: bool = True,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """Run the recurrence over a whole sequence.
 
     Args:
@@ -44,7 +43,6 @@ def ssd_scan(
         reset_BL: True where a new sequence begins: nothing is carried over from the position before.
         initial_BHPN: state before the first position, zeros if None.
         chunk_size: Q, the length of the quadratic blocks. It changes the speed only, and a backend may take another.
-        final_state: whether it is wanted; without it None may come in its place.
         backend: "mamba", "triton", "torch" or "reference"; None for what suits the device (`kernels/backend.py`).
 
     Returns:
@@ -55,10 +53,7 @@ def ssd_scan(
         MissingBackend: the backend asked for is not installed or cannot run on this device.
     """
     scan = choose("ssd_scan", x_BLHP, backend, SSD_SCAN)
-    options = {"reset_BL": reset_BL, "initial_BHPN": initial_BHPN, "chunk_size": chunk_size}
-    if scan is ssd_scan_eager:  # the others get it for next to nothing
-        options["final_state"] = final_state
-    return scan(x_BLHP, dt_BLH, A_H, B_BLN, C_BLN, **options)
+    return scan(x_BLHP, dt_BLH, A_H, B_BLN, C_BLN, reset_BL=reset_BL, initial_BHPN=initial_BHPN, chunk_size=chunk_size)
 
 
 def ssd_scan_torch(

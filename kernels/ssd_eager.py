@@ -162,14 +162,13 @@ class SsdScan(torch.autograd.Function):
         reset_BL: Tensor | None,
         initial_BHPN: Tensor | None,
         chunk_size: int,
-        final_state: bool,
     ) -> tuple[Tensor, Tensor | None]:
         blocks = Blocks(reset_BL, dt_BLH.shape[0], dt_BLH.shape[1], chunk_size)
-        kept = run(blocks, x_BLHP, dt_BLH, A_H, B_BLN, C_BLN, initial_BHPN, final_state)
+        kept = run(blocks, x_BLHP, dt_BLH, A_H, B_BLN, C_BLN, initial_BHPN, final_state=True)
         ctx.save_for_backward(x_BLHP, dt_BLH, A_H, *kept.flat())
         ctx.blocks, ctx.has_initial = blocks, initial_BHPN is not None
         ctx.set_materialize_grads(False)
-        return blocks.whole(kept.y.transpose(2, 3)), kept.last if final_state else None
+        return blocks.whole(kept.y.transpose(2, 3)), kept.last
 
     @staticmethod
     def backward(ctx: Any, dy_BLHP: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -184,7 +183,7 @@ class SsdScan(torch.autograd.Function):
             dx, dlog, db, dc, dinitial = run_back(blocks, kept, dy, dlast, ctx.has_initial)
         ddt = torch.addcmul((dx * x_BLHP).sum(-1), dlog, A_H)
         dA = (dlog * dt_BLH).sum((0, 1))
-        return dx * dt_BLH.unsqueeze(-1), ddt, dA, db, dc, None, dinitial, None, None
+        return dx * dt_BLH.unsqueeze(-1), ddt, dA, db, dc, None, dinitial, None
 
 
 def ssd_scan_eager(
@@ -197,10 +196,9 @@ def ssd_scan_eager(
     reset_BL: Tensor | None = None,
     initial_BHPN: Tensor | None = None,
     chunk_size: int = 32,
-    final_state: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """`ssd_scan` in torch, its gradient by hand; without `final_state` the last state is neither computed nor given."""
+) -> tuple[Tensor, Tensor]:
+    """`ssd_scan` in torch, its gradient by hand."""
     tensors = [t if t.dtype == torch.float64 else t.float() for t in (x_BLHP, dt_BLH, A_H, B_BLN, C_BLN)]
     with torch.autocast(x_BLHP.device.type, enabled=False):
-        y, last = SsdScan.apply(*tensors, reset_BL, initial_BHPN, chunk_size, final_state)
+        y, last = SsdScan.apply(*tensors, reset_BL, initial_BHPN, chunk_size)
     return y.to(x_BLHP.dtype), last

@@ -26,7 +26,6 @@ class Mamba2(nn.Module):
         self.inner = config.expand * width
         self.state = config.d_state
         self.taps = config.d_conv
-        self.headdim = config.headdim
         self.chunk_size = config.chunk_size
         if self.inner % config.headdim:
             raise ValueError(f"Mamba-2: expand x width = {self.inner} is not a multiple of headdim = {config.headdim}")

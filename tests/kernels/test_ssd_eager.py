@@ -20,11 +20,11 @@ def inputs(length, *, rows=2, heads=2, width=3, state=4, resets=0.0, dtype=torch
     return [x, dt, A, B, C, initial], torch.rand(rows, length, generator=g) < resets
 
 
-def run(backend, tensors, reset, *, initial=True, use="both", chunk=16, final_state=True):
+def run(backend, tensors, reset, *, initial=True, use="both", chunk=16):
     """y, the last state, and the gradients of what is used of them."""
     leaves = [t.clone().requires_grad_() for t in tensors]
     options = {"reset_BL": reset, "initial_BHPN": leaves[5] if initial else None, "chunk_size": chunk}
-    y, last = ssd_scan(*leaves[:5], **options, final_state=final_state, backend=backend)
+    y, last = ssd_scan(*leaves[:5], **options, backend=backend)
     g = torch.Generator().manual_seed(1)
     loss = torch.zeros((), dtype=y.dtype)
     if use != "last":
@@ -44,16 +44,6 @@ def test_values_and_gradients_are_the_references(length, resets, initial, use):
     got = run("torch", tensors, reset, initial=initial, use=use)
     for name, a, b in zip(NAMES, got, expected):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
-
-
-@pytest.mark.parametrize("length", [49, 100])
-def test_without_the_last_state_nothing_else_changes(length):
-    tensors, reset = inputs(length, resets=0.05)
-    with_state = run("torch", tensors, reset, initial=False, use="y")
-    without = run("torch", tensors, reset, initial=False, use="y", final_state=False)
-    assert without[1] is None
-    for a, b in zip(with_state[2:], without[2:]):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("longest", [4, 64])
