@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldmodel.config import ActionSpec
+from worldmodel.specs import ActionSpec
 
 TINY = 1e-6  # keeps log and the inverse normal away from 0 and 1
 MIN_STD, MAX_STD = 0.1, 1.0  # of a box action, in units of half the box

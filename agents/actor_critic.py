@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.agents.actions import ActionDistribution, action_distribution, output_width
-from worldmodel.config import ActionSpec
+from worldmodel.specs import ActionSpec
 from worldmodel.two_hot import TwoHot
 
 

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 
 from worldmodel.agents.actor_critic import ActorCritic, AgentConfig
 from worldmodel.checkpoint import write_atomically
-from worldmodel.config import ActionSpec
 from worldmodel.errors import UserError
+from worldmodel.specs import ActionSpec
 
 FORMAT_VERSION = 1
 AGENT_FILE = "agent.safetensors"

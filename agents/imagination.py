@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from worldmodel.agents.actions import ActionDistribution
-from worldmodel.config import ActionSpec
 from worldmodel.kernels.noise import row_hash, uniform
+from worldmodel.specs import ActionSpec
 
 ACTION_STREAM = 1_000_003  # far from the streams that the model draws from
 

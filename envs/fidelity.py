@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.config import ObservationSpec
 from worldmodel.envs.fidelity_metrics import (
     TileVocabulary,
     calibration,
@@ -27,6 +26,7 @@ from worldmodel.envs.test_set import TestSet
 from worldmodel.envs.windows import Windows, choose_windows
 from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
+from worldmodel.specs import ObservationSpec
 
 FORMAT_VERSION = 1
 TILED = {"minigrid_rgb": 8, "minigrid_rgb_full": 8}  # wrappers whose images are made of tiles, and the tile's side

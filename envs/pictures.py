@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from worldmodel.config import ObservationSpec
 from worldmodel.envs.fidelity_metrics import EVENT
 from worldmodel.envs.open_loop import closed_loop, observe_context, open_loop, truth
 from worldmodel.envs.test_set import TestSet
@@ -16,6 +15,7 @@ from worldmodel.envs.video import write_viewable
 from worldmodel.envs.windows import Windows
 from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
+from worldmodel.specs import ObservationSpec
 
 GAP = 4  # pixels between frames
 AWAKE, DREAMING = (90, 90, 90), (230, 130, 0)  # colours of the bars in a video

@@ -12,8 +12,8 @@ import numpy as np
 from gymnasium import Space
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
-from worldmodel.config import ActionSpec, ObservationSpec
 from worldmodel.errors import UserError
+from worldmodel.specs import ActionSpec, ObservationSpec
 
 SMALLEST_IMAGE = 16  # sides below this many pixels are cells of a symbolic grid
 MINIGRID_CODES = 10  # MiniGrid declares its grids as 0..255, but its largest object code is 10

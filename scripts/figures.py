@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from worldmodel.config import ObservationSpec
 from worldmodel.envs.pictures import to_rgb
 from worldmodel.envs.rollout import Episode
 from worldmodel.envs.video import write_viewable
+from worldmodel.specs import ObservationSpec
 
 SIDE = 280  # pixels that a frame of the video has at least
 HEAD, MARGIN = 28, 8  # pixels of a line of text, and around a frame

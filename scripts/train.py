@@ -173,8 +173,8 @@ def _refuse_overwriting(args: Train) -> None:
 
 
 def _new_config(args: Train, store: EpisodeStore) -> ModelConfig:
-    from worldmodel.config import preset
     from worldmodel.envs.spaces import action_spec, observation_spec
+    from worldmodel.presets import preset
 
     try:
         observation, action = observation_spec(store.observation_space), action_spec(store.action_space)

@@ -29,7 +29,7 @@ class CausalStage(nn.Module):
 
     def __init__(self, config: ModelConfig, action_width: int) -> None:
         super().__init__()
-        d0, causal, main = config.frame.width, config.causal, config.main
+        d0, causal, main = config.frame.width, config.causal[0], config.main
         self.extra = causal.extra
         self.max_extra = causal.max_extra
         self.frame_token = nn.Parameter(torch.randn(d0) * 0.5)  # the content of every F_t

@@ -1,6 +1,7 @@
-"""Every knob of the model: small frozen dataclasses, one a part, and the presets built from them.
+"""Every knob of the model: small frozen dataclasses, one a part, and every mechanism a field whose default is off.
 
 A config travels as JSON beside the weights (`config.json`), so it holds only numbers, strings, tuples and configs.
+`worldmodel.presets` puts them together.
 """
 
 from __future__ import annotations
@@ -8,6 +9,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
+
+from worldmodel.specs import ActionSpec, ObservationSpec
+
+FORMAT_VERSION = 2  # 1 had a single causal stage, not a tuple of them
+
+MAY_BE_ZERO = ("max_extra", "unimix", "spread")
 
 
 def _check_numbers(config: Any) -> None:
@@ -28,70 +35,13 @@ def _check_numbers(config: Any) -> None:
             raise ValueError(f"{type(config).__name__}: {f.name} must be {wanted} above 0, not {value!r}")
 
 
-MAY_BE_ZERO = ("max_extra", "unimix")
+def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+    if (value := getattr(config, name)) not in choices:
+        listed = ", ".join(f"'{choice}'" for choice in choices)
+        raise ValueError(f"{type(config).__name__}: {name} must be one of {listed}, not {value!r}")
 
 
-def _check_sizes(name: str, sizes: tuple[int, ...]) -> None:
-    if not sizes or not all(isinstance(n, int) and n > 0 for n in sizes):
-        raise ValueError(f"{name} must be whole numbers above 0, not {sizes!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObservationSpec:
-    """What one observation looks like.
-
-    Attributes:
-        shape: `(H, W, C)` for images and symbolic grids, `(D,)` for vectors.
-        dtype: numpy name of the values' type, `"uint8"` or `"float32"`.
-        kind: `"image"` (pixels), `"grid"` (small integers, one cell a patch) or `"vector"`.
-        offset, scale: the model sees `(value - offset) / scale`. Images use 0 and 255.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str = "uint8"
-    kind: str = "image"
-    offset: float = 0.0
-    scale: float = 255.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("image", "grid", "vector"):
-            raise ValueError(f"observation kind must be image, grid or vector, not {self.kind!r}")
-        if len(self.shape) != (1 if self.kind == "vector" else 3):
-            raise ValueError(f"an observation of kind {self.kind!r} cannot have the shape {self.shape}")
-        _check_sizes("an observation's shape", self.shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActionSpec:
-    """What one action looks like.
-
-    Attributes:
-        kind: `"discrete"` (an int64 scalar), `"multi_discrete"` (int64, an entry a choice) or `"box"` (float32 vector).
-        sizes: choices of each discrete entry; `(D,)` for a box of D numbers.
-        low, high: bounds of a box, one number for all entries; ignored by the discrete kinds.
-    """
-
-    kind: str = "discrete"
-    sizes: tuple[int, ...] = (2,)
-    low: float = -1.0
-    high: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("discrete", "multi_discrete", "box"):
-            raise ValueError(f"action kind must be discrete, multi_discrete or box, not {self.kind!r}")
-        _check_sizes("an action's sizes", self.sizes)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one action as the model takes it: `()` for discrete, `(n,)` otherwise."""
-        if self.kind == "discrete":
-            return ()
-        return (len(self.sizes),) if self.kind == "multi_discrete" else (self.sizes[0],)
-
-    @property
-    def width(self) -> int:
-        """Numbers in an action written as a vector: one-hots side by side, or the box itself."""
-        return sum(self.sizes)
+BOUNDARIES = ("stride", "learned", "change", "random", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +53,34 @@ class FrameConfig:
     encoder_layers: str = "T1m1"  # attention sees the frame first, Mamba-2 compresses after it
     decoder_layers: str = "m1T1"  # the mirror image
     heads: int = 4
+    order: str = "raster"  # in which the patches follow one another: "raster" or "hilbert"
     readers: int = 4  # ways in which a patch's place weighs what a chunk pools from it and paints onto it
     paint_past: bool = False  # whether the painter also sees y, what the past says; it makes the code lazy
-    boundary: str = "stride"  # where chunks start: "stride" (fixed) or "learned" (the router)
-    chunks: float = 4.0  # chunks a frame: exact for "stride", the target mean for "learned"
-    max_chunks: int = 8  # cap for "learned": the most probable boundaries of a frame win
+    sees_past: bool = False  # whether the encoder also sees the frame before and the action between (as in Δ-IRIS)
+    mask: float = 0.0  # share of the patches that the encoder does not get to see in training
+    # Where chunks start: "stride" (fixed), "learned" (the router), "change" (where a patch is unlike the last),
+    # "random" (a hash of the frame), "none" (every patch is a chunk: no compression).
+    boundary: str = "stride"
+    chunks: float = 4.0  # chunks a frame: exact for "stride", the target mean for the others
+    chunks_first: float = 0.0  # the target when training begins (0: the same), on its way while the targets anneal
+    max_chunks: int = 8  # cap where chunks are not fixed: the most probable boundaries of a frame win
 
     def __post_init__(self) -> None:
-        if self.boundary not in ("stride", "learned"):
-            raise ValueError(f"boundary must be 'stride' or 'learned', not {self.boundary!r}")
+        _check_choice(self, "boundary", BOUNDARIES)
+        _check_choice(self, "order", ("raster", "hilbert"))
+        _check_numbers(self)
+        if self.mask >= 1:
+            raise ValueError(f"FrameConfig: mask is a share below 1, not {self.mask!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeConfig:
+    """Temporal merging: a stage that follows each patch through time, before space is merged. Off without layers."""
+
+    layers: str = ""  # Mamba-2 over time, as in "m1"
+    changes: float = 8.0  # patches a frame that begin anew; the others stay in their old chunk and cost no token
+
+    def __post_init__(self) -> None:
         _check_numbers(self)
 
 
@@ -129,19 +98,65 @@ class LatentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SideConfig:
+    """What comes to the tokens from the side, in the causal stages and the main network."""
+
+    # How the action enters: "padding" (in the side vector of every widening), "add" (added to what is widened), or
+    # "token" (as the content of F_t, and nowhere else).
+    action: str = "padding"
+    path: int = 0  # width of a parallel encoder whose output is chunked as the main path and joins the side vector
+    values: bool = False  # value embeddings of latents and actions in the attention layers
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "action", ("padding", "add", "token"))
+        _check_numbers(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CausalConfig:
-    """The causal stage around the main network: Mamba-2 in, Mamba-2 out."""
+    """One causal stage around the next: Mamba-2 in, Mamba-2 out, and inside it runs only what a chunk starts with."""
 
     width: int = 128  # d1
     encoder_layers: str = "m1"
     decoder_layers: str = "m1"
     heads: int = 4
     window: int = 128  # tokens that attention layers here look back on, if there are any
-    extra: float = 0.0  # boundaries a frame beside the forced one at F_t; 0 runs the main network once a frame
+    frame_boundary: bool = True  # whether F_t always starts a chunk, so that what is inside runs at least once a frame
+    extra: float = 0.0  # boundaries a frame that the router sets, beside the forced one at F_t
+    extra_first: float = 0.0  # the target when training begins (0: the same), on its way while the targets anneal
     max_extra: int = 2  # cap of those, a frame
+    residual: str = "linear"  # from encoder to decoder: "none", "linear", "mamba" (a layer), "attention" (a layer)
+    cut_off: bool = False  # whether what is cut off on the way out is shown to the decoder's layers (x0)
+    lengths: bool = False  # whether a chunk is told how many tokens the chunk before it had
 
     def __post_init__(self) -> None:
+        _check_choice(self, "residual", ("none", "linear", "mamba", "attention"))
         _check_numbers(self)
+        if not self.frame_boundary and self.extra == 0:
+            raise ValueError("CausalConfig: without a boundary at every frame the router must set some: extra above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Recurrent depth (Geiping et al. 2025): a core that is run several times. Off without layers."""
+
+    layers: str = ""  # the core; attention only, "t" or "T": a Mamba-2 would need a state for every loop
+    coda: str = ""  # layers behind the core; those of the main network come before it
+    loops: float = 4.0  # the mean in training; what is run otherwise
+    spread: float = 0.5  # sigma of the log-normal rate of the Poisson draw in training; below 0.001 all runs are alike
+    max_loops: int = 16
+    backprop: int = 4  # last loops that the gradient goes through
+    certainty: bool = False  # more loops for tokens whose boundary was nearly certain
+    budget: float = 0.0  # loops a frame, over all of its tokens, kept up over a row's past (0: do not count)
+    exit: float = 0.0  # outside of training, a token stops once a loop moves it by less than this share (0: never)
+    keys: str = "loop"  # a token's past is read from "loop": the same loop, or "last": the last loop it was given
+    warm_start: bool = False  # whether a token's state starts from that of the token before it
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "keys", ("loop", "last"))
+        _check_numbers(self)
+        if set(self.layers) & set("mM"):
+            raise ValueError(f"LoopConfig: a core is made of attention, 't' and 'T', not {self.layers!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +167,7 @@ class MainConfig:
     layers: str = "m1T1"
     heads: int = 4
     window: int = 16  # main tokens that attention looks back on, in training and in dreams alike
+    loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -173,16 +189,22 @@ class MambaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything needed to rebuild a `WorldModel`."""
+    """Everything needed to rebuild a `WorldModel`: the stages from the patches to the main network, and the rest."""
 
     observation: ObservationSpec
     action: ActionSpec
+    time: TimeConfig = field(default_factory=TimeConfig)
     frame: FrameConfig = field(default_factory=FrameConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
-    causal: CausalConfig = field(default_factory=CausalConfig)
+    side: SideConfig = field(default_factory=SideConfig)
+    causal: tuple[CausalConfig, ...] = (CausalConfig(),)  # the outermost first
     main: MainConfig = field(default_factory=MainConfig)
     mamba: MambaConfig = field(default_factory=MambaConfig)
-    format_version: int = 1
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if not self.causal:
+            raise ValueError("ModelConfig: there must be at least one causal stage around the main network")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, ready for JSON."""
@@ -196,20 +218,26 @@ class ModelConfig:
             ValueError: the data were written by a newer version, or a field is unknown.
         """
         data = dict(data)
-        if data.get("format_version", 1) > 1:
-            raise ValueError(f"config.json has format version {data['format_version']}; this worldmodel reads 1")
+        version = data.get("format_version", 1)
+        if version > FORMAT_VERSION:
+            raise ValueError(f"config.json has format version {version}; this worldmodel reads {FORMAT_VERSION}")
+        data["format_version"] = FORMAT_VERSION
         for name, part in PARTS.items():
             if name in data:
                 data[name] = _rebuild(part, data[name])
+        if "causal" in data:
+            stages = [data["causal"]] if version == 1 else data["causal"]
+            data["causal"] = tuple(_rebuild(CausalConfig, stage) for stage in stages)
         return _rebuild(cls, data)
 
 
 PARTS = {
     "observation": ObservationSpec,
     "action": ActionSpec,
+    "time": TimeConfig,
     "frame": FrameConfig,
     "latent": LatentConfig,
-    "causal": CausalConfig,
+    "side": SideConfig,
     "main": MainConfig,
     "mamba": MambaConfig,
 }
@@ -219,32 +247,6 @@ def _rebuild(cls: type, values: dict[str, Any]) -> Any:
     known = {f.name for f in dataclasses.fields(cls)}
     if unknown := set(values) - known:
         raise ValueError(f"config has a field that this version does not know: {', '.join(sorted(unknown))}")
+    if cls is MainConfig and "loop" in values:
+        values = values | {"loop": _rebuild(LoopConfig, values["loop"])}
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def preset(name: str, observation: ObservationSpec, action: ActionSpec) -> ModelConfig:
-    """The config called `name` for these observations and actions.
-
-    `tiny` learns MiniGrid in minutes on two CPU cores; `small` is for 64x64 games on one GPU.
-    """
-    if observation.kind == "image":
-        patch, chunks = 8, 4.0
-    elif observation.kind == "grid":
-        patch, chunks = 1, 4.0
-    else:
-        patch, chunks = 1, float(min(2, observation.shape[0]))
-    if name == "tiny":
-        return ModelConfig(observation=observation, action=action, frame=FrameConfig(patch=patch, chunks=chunks))
-    if name == "small":
-        return ModelConfig(
-            observation=observation,
-            action=action,
-            frame=FrameConfig(
-                patch=patch, width=192, chunks=2 * chunks, max_chunks=16, encoder_layers="T2m2", decoder_layers="m2T2"
-            ),
-            latent=LatentConfig(groups=32, classes=16),
-            causal=CausalConfig(width=384, heads=6, encoder_layers="m3", decoder_layers="m3"),
-            main=MainConfig(width=512, heads=8, layers="m1T1m1T1m1T1m1T1", window=64),
-            mamba=MambaConfig(d_state=64, headdim=64, chunk_size=64),
-        )
-    raise ValueError(f"there is no preset {name!r}; choose tiny or small")

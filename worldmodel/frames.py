@@ -10,88 +10,16 @@ E width d1, Z latent width, R readers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.config import ModelConfig, ObservationSpec
+from worldmodel.chunks import Chunks
+from worldmodel.config import ModelConfig
 from worldmodel.kernels.compaction import compact, spread, take
 from worldmodel.layers import Stack
+from worldmodel.patches import Patches
 from worldmodel.router import Router, Routing, straight_through
-
-
-class Patches(nn.Module):
-    """Observations to normalised patches and back. Vectors are images one pixel wide; odd sizes are zero-padded."""
-
-    offset: Tensor
-    scale: Tensor
-
-    def __init__(self, spec: ObservationSpec, patch: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.H, self.W, self.C = spec.shape if len(spec.shape) == 3 else (spec.shape[0], 1, 1)
-        self.ph, self.pw = patch, 1 if spec.kind == "vector" else patch
-        self.rows, self.columns = -(-self.H // self.ph), -(-self.W // self.pw)
-        self.count = self.rows * self.columns  # P
-        self.values = self.ph * self.pw * self.C  # V
-        # One number for images and grids; one an entry for vectors, fitted to the data by `fit`.
-        entries = (self.H, 1, 1) if spec.kind == "vector" else (1, 1, 1)
-        self.register_buffer("offset", torch.full(entries, spec.offset))
-        self.register_buffer("scale", torch.full(entries, spec.scale))
-
-    def fit(self, observations: Tensor) -> None:
-        """Set offset and scale of a vector's entries to the mean and deviation of real `observations` `(n, D)`."""
-        if self.spec.kind == "vector":
-            values = observations.float().view(-1, self.H, 1, 1)
-            self.offset.copy_(values.mean(0))
-            self.scale.copy_(values.std(0).clamp(min=1e-3))
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """`(n, *shape)` to `(n, P, V)`."""
-        n = frames.shape[0]
-        x = (frames.view(n, self.H, self.W, self.C).float() - self.offset) / self.scale
-        x = F.pad(x, (0, 0, 0, self.columns * self.pw - self.W, 0, self.rows * self.ph - self.H))
-        x = x.view(n, self.rows, self.ph, self.columns, self.pw, self.C).transpose(2, 3)
-        return x.reshape(n, self.count, self.values)
-
-    def inverse(self, patches: Tensor) -> Tensor:
-        """`(n, P, V)` to `(n, *shape)` in the observation's own dtype, rounded and clipped for integers."""
-        n = patches.shape[0]
-        x = patches.view(n, self.rows, self.columns, self.ph, self.pw, self.C).transpose(2, 3)
-        x = x.reshape(n, self.rows * self.ph, self.columns * self.pw, self.C)[:, : self.H, : self.W]
-        x = (x * self.scale + self.offset).reshape(n, *self.spec.shape)
-        return x.round().clamp(0, 255).to(torch.uint8) if self.spec.dtype == "uint8" else x
-
-
-@dataclass
-class Chunks:
-    """Where the chunks of some frames are.
-
-    Attributes:
-        start: `(n, K)` int64, first patch of each chunk; 0 where absent.
-        valid: `(n, K)` bool, which of the K exist.
-        of_patch: `(n, P)` int64, the chunk that each patch belongs to.
-        gate: `(n, P)` STE of the router's confidence, or None where boundaries are fixed.
-    """
-
-    start: Tensor
-    valid: Tensor
-    of_patch: Tensor
-    gate: Tensor | None = None
-
-    @classmethod
-    def at(cls, start: Tensor, valid: Tensor, patches: int) -> Chunks:
-        """From starts alone, as a dream generates them."""
-        place = torch.arange(patches, device=start.device)
-        begun = (start.unsqueeze(-1) <= place) & valid.unsqueeze(-1)
-        return cls(start, valid, begun.sum(1) - 1)
-
-    def rows(self, index: Tensor) -> Chunks:
-        """The chunks of some of the frames, `index` `(m,)`."""
-        gate = None if self.gate is None else self.gate[index]
-        return Chunks(self.start[index], self.valid[index], self.of_patch[index], gate)
 
 
 class FrameStage(nn.Module):
@@ -129,7 +57,7 @@ class FrameStage(nn.Module):
         self.posterior = nn.Linear((1 + R) * D, latent_parameters)
         # The way back is its mirror: R vectors a chunk, from which each patch takes what its place makes of them.
         self.unpack = nn.Linear(latent_width, R * D)
-        self.from_past = nn.Linear(config.causal.width, R * D, bias=False) if frame.paint_past else None
+        self.from_past = nn.Linear(config.causal[0].width, R * D, bias=False) if frame.paint_past else None
         self.read_gain = nn.Parameter(torch.randn(P, R, D) / R**0.5)
         self.decoder_place = nn.Parameter(torch.randn(P, D) * 0.5)
         self.decoder = Stack(frame.decoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)

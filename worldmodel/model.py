@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from worldmodel.batch import Batch
 from worldmodel.causal import CausalStage, where_rows
+from worldmodel.chunks import Chunks
 from worldmodel.config import ModelConfig
 from worldmodel.draws import Draws, frame_draws, pick
-from worldmodel.frames import Chunks, FrameStage
+from worldmodel.frames import FrameStage
 from worldmodel.heads import ChunkPrior, Outcome
 from worldmodel.latents import make_latent
 from worldmodel.layers import Memory
@@ -95,7 +96,7 @@ class WorldModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        d0, d1 = config.frame.width, config.causal.width
+        d0, d1 = config.frame.width, config.causal[0].width
         self.latent = make_latent(config.latent)
         self.frame_stage = FrameStage(config, self.latent.parameters, self.latent.width)
         P = self.frame_stage.patches.count
@@ -115,7 +116,7 @@ class WorldModel(nn.Module):
     @property
     def feature_width(self) -> int:
         """Entries of `feature`: d1 + d0."""
-        return self.config.causal.width + self.config.frame.width
+        return self.config.causal[0].width + self.config.frame.width
 
     @property
     def fixed_starts(self) -> bool:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.config import ActionSpec
+from worldmodel.specs import ActionSpec
 
 
 def action_vector(action: Tensor, first: Tensor, spec: ActionSpec) -> Tensor:

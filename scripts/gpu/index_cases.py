@@ -19,7 +19,7 @@ from worldmodel.scripts.gpu.sizes import Sizes
 def index_cases(sizes: Sizes) -> Iterator[Case]:
     """All of them, those of one kernel together."""
     U, P, B, L, K = sizes.distinct, sizes.patches, sizes.rows, sizes.tokens, sizes.chunks
-    frame, causal = sizes.config.frame, sizes.config.causal
+    frame, causal = sizes.config.frame, sizes.config.causal[0]
     yield _routing(f"{sizes.name} patches", U, P, frame.width)
     yield _routing(f"{sizes.name} tokens", B, L, causal.width)
     for what, rows, slots, share in (("patches", U, P, K / P), ("tokens", B, L, 1 / (1 + K))):

@@ -29,14 +29,14 @@ def sequence_cases(sizes: Sizes) -> Iterator[Case]:
     config = sizes.config
     places = (
         ("frame", sizes.distinct, sizes.patches, config.frame.width),
-        ("causal", sizes.rows, sizes.tokens, config.causal.width),
-        ("packed", 1, sizes.rows * sizes.tokens, config.causal.width),  # all rows one behind the other
+        ("causal", sizes.rows, sizes.tokens, config.causal[0].width),
+        ("packed", 1, sizes.rows * sizes.tokens, config.causal[0].width),  # all rows one behind the other
         ("main", sizes.rows, sizes.frames, config.main.width),
     )
     yield from (_mix(sizes, *place) for place in places)
     yield from (_scan(sizes, *place) for place in places)
     yield _ema(sizes)
-    for place, width in (("causal", config.causal.width), ("main", config.main.width)):
+    for place, width in (("causal", config.causal[0].width), ("main", config.main.width)):
         for rows in (1, sizes.rows, sizes.dreams):
             yield _mamba_step(sizes, place, rows, width)
     yield _attention(sizes, "frame", [sizes.patches] * sizes.distinct, config.frame.width, config.frame.heads)
@@ -128,7 +128,7 @@ def _scan(sizes: Sizes, place: str, B: int, L: int, width: int) -> Case:
 
 
 def _ema(sizes: Sizes) -> Case:
-    B, M, D = sizes.rows, 2 * sizes.frames, sizes.config.causal.width  # one boundary a frame beside the forced one
+    B, M, D = sizes.rows, 2 * sizes.frames, sizes.config.causal[0].width  # one boundary a frame beside the forced one
 
     def inputs(g: torch.Generator) -> Tensors:
         p = torch.sigmoid(2 * normal(g, B, M))

@@ -8,17 +8,9 @@ import numpy as np
 import torch
 
 from worldmodel.batch import Batch
-from worldmodel.config import (
-    ActionSpec,
-    CausalConfig,
-    FrameConfig,
-    LatentConfig,
-    MainConfig,
-    MambaConfig,
-    ModelConfig,
-    ObservationSpec,
-    preset,
-)
+from worldmodel.config import CausalConfig, FrameConfig, LatentConfig, MainConfig, MambaConfig, ModelConfig
+from worldmodel.presets import preset
+from worldmodel.specs import ActionSpec, ObservationSpec
 
 ACTIONS = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)])  # stay, up, down, left, right
 SHADES = ((230, 60, 60), (60, 230, 60), (60, 60, 230), (230, 230, 60))
@@ -73,7 +65,7 @@ def all_sizes(quick: bool) -> list[Sizes]:
         action=action,
         frame=FrameConfig(patch=4, width=16, heads=2, chunks=2.0),
         latent=LatentConfig(groups=3, classes=4),
-        causal=CausalConfig(width=32, heads=2),
+        causal=(CausalConfig(width=32, heads=2),),
         main=MainConfig(width=48, heads=2, window=3),
         mamba=MambaConfig(d_state=8, headdim=8, chunk_size=16),
     )

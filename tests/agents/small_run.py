@@ -26,7 +26,7 @@ def small_model(environment: dict, seed: int = 0) -> WorldModel:
         action=action_spec(space_from_json(environment["action_space"])),
         frame=FrameConfig(patch=8 if observation.kind == "image" else 1, width=32, heads=2, chunks=2.0),
         latent=LatentConfig(groups=4, classes=4),
-        causal=CausalConfig(width=64, encoder_layers="m1", decoder_layers="m1", heads=2),
+        causal=(CausalConfig(width=64, encoder_layers="m1", decoder_layers="m1", heads=2),),
         main=MainConfig(width=96, layers="m1T1", heads=2, window=6),
     )
     model = WorldModel(config).eval().requires_grad_(False)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from worldmodel.agents.actions import action_distribution, output_width
-from worldmodel.config import ActionSpec
+from worldmodel.specs import ActionSpec
 
 DISCRETE = ActionSpec(kind="discrete", sizes=(4,))
 MULTI = ActionSpec(kind="multi_discrete", sizes=(3, 2))

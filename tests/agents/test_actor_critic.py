@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from worldmodel.agents.actor_critic import ActorCritic, AgentConfig, actor_loss, critic_loss
-from worldmodel.config import ActionSpec
+from worldmodel.specs import ActionSpec
 from worldmodel.two_hot import TwoHot
 
 ACTION = ActionSpec(kind="discrete", sizes=(3,))

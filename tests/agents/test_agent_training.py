@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from worldmodel.agents.actor_critic import ActorCritic, AgentConfig
 from worldmodel.agents.checkpoint import load_actor_critic, save_actor_critic
 from worldmodel.agents.training import AgentTrainer
-from worldmodel.config import ActionSpec
 from worldmodel.errors import UserError
+from worldmodel.specs import ActionSpec
 
 ACTION = ActionSpec(kind="discrete", sizes=(3,))
 CONFIG = AgentConfig(width=32, dreams=64, learning_rate=3e-3)

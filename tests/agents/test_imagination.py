@@ -4,8 +4,8 @@ from small_run import fresh_agent, small_model
 
 from worldmodel.agents.actions import action_distribution
 from worldmodel.agents.imagination import action_noise, imagine
-from worldmodel.config import ActionSpec
 from worldmodel.envs.make import make_env, spec_of
+from worldmodel.specs import ActionSpec
 
 
 class Script:

@@ -19,10 +19,11 @@ import tables
 import timing
 import torch
 
-from worldmodel.config import ActionSpec, CausalConfig, FrameConfig, MainConfig, ModelConfig, ObservationSpec
+from worldmodel.config import CausalConfig, FrameConfig, MainConfig, ModelConfig
 from worldmodel.envs.rollout import Episode
 from worldmodel.envs.segments import FrameTable
 from worldmodel.model import WorldModel
+from worldmodel.specs import ActionSpec, ObservationSpec
 from worldmodel.training import TrainConfig
 
 RESULT = {
@@ -78,7 +79,7 @@ def model():
         observation=ObservationSpec(shape=(16, 16, 3)),
         action=ActionSpec(sizes=(3,)),
         frame=FrameConfig(patch=4, width=16),
-        causal=CausalConfig(width=32),
+        causal=(CausalConfig(width=32),),
         main=MainConfig(width=48),
     )
     return WorldModel(config).eval()

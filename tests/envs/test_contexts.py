@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from last_action_env import shown_action, shown_tag, shown_time
 
-from worldmodel.config import preset
 from worldmodel.envs.collect import collect
 from worldmodel.envs.contexts import burn_in, choose_contexts, load_contexts, save_contexts
 from worldmodel.envs.segments import FrameTable
 from worldmodel.envs.spaces import action_spec, observation_spec
 from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
+from worldmodel.presets import preset
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from minigrid.core.world_object import Wall
 
-from worldmodel.config import ObservationSpec, preset
 from worldmodel.envs.fidelity import frame_classes, measure_fidelity, score
 from worldmodel.envs.fidelity_metrics import TileVocabulary, event_scores, frame_scores, mean_scores, reward_scores
 from worldmodel.envs.fidelity_table import fidelity_table
@@ -20,6 +19,8 @@ from worldmodel.envs.test_set import FIRST_SEED, load_test_set
 from worldmodel.envs.windows import choose_windows
 from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
+from worldmodel.presets import preset
+from worldmodel.specs import ObservationSpec
 
 IMAGE = ObservationSpec(shape=(56, 56, 3))
 HORIZONS = (1, 5, 15, 50)

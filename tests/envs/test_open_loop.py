@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.config import preset
 from worldmodel.envs.fidelity import measure_fidelity
 from worldmodel.envs.make import make_from_spec, spec_of
 from worldmodel.envs.open_loop import closed_loop, observe_context, open_loop, truth
@@ -17,6 +16,7 @@ from worldmodel.envs.store import EpisodeStore
 from worldmodel.envs.test_set import load_test_set
 from worldmodel.envs.windows import choose_windows
 from worldmodel.model import WorldModel
+from worldmodel.presets import preset
 
 
 class TrueState(list):

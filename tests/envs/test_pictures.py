@@ -4,7 +4,6 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from worldmodel.config import ObservationSpec, preset
 from worldmodel.envs.make import make_from_spec, spec_of
 from worldmodel.envs.pictures import (
     AWAKE,
@@ -21,6 +20,8 @@ from worldmodel.envs.test_set import load_test_set
 from worldmodel.envs.video import read_video
 from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
+from worldmodel.presets import preset
+from worldmodel.specs import ObservationSpec
 
 
 def edges_of(starts, height, width, patch):

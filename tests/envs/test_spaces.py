@@ -6,7 +6,6 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Te
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldmodel.config import ActionSpec
 from worldmodel.envs.spaces import (
     action_spec,
     from_model_action,
@@ -16,6 +15,7 @@ from worldmodel.envs.spaces import (
     to_model_action,
 )
 from worldmodel.errors import UserError
+from worldmodel.specs import ActionSpec
 
 SPACES = [
     Discrete(7),

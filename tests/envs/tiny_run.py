@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from worldmodel.checkpoint import save_model
-from worldmodel.config import preset
 from worldmodel.envs.collect import collect
 from worldmodel.envs.contexts import choose_contexts, save_contexts
 from worldmodel.envs.segments import FrameTable
 from worldmodel.envs.spaces import action_spec, observation_spec
 from worldmodel.model import WorldModel
+from worldmodel.presets import preset
 
 
 def write_run(folder: Path, env_id: str, end_bias: float = -3.0, steps: int = 200) -> Path:

@@ -12,16 +12,8 @@ import numpy as np
 import torch
 
 from worldmodel.batch import Batch
-from worldmodel.config import (
-    ActionSpec,
-    CausalConfig,
-    FrameConfig,
-    LatentConfig,
-    MainConfig,
-    MambaConfig,
-    ModelConfig,
-    ObservationSpec,
-)
+from worldmodel.config import CausalConfig, FrameConfig, LatentConfig, MainConfig, MambaConfig, ModelConfig
+from worldmodel.specs import ActionSpec, ObservationSpec
 
 PLACES, COLOURS, SIDE, GOAL = 4, 2, 8, 3
 CONFIG = ModelConfig(
@@ -29,7 +21,7 @@ CONFIG = ModelConfig(
     action=ActionSpec(sizes=(3,)),  # back, stay, forward
     frame=FrameConfig(patch=4, width=16, heads=2, encoder_layers="t1m1", decoder_layers="m1t1", chunks=2.0, readers=2),
     latent=LatentConfig(groups=4, classes=4),
-    causal=CausalConfig(width=32, heads=2),
+    causal=(CausalConfig(width=32, heads=2),),
     main=MainConfig(width=48, heads=2, layers="m1t1", window=8),
     mamba=MambaConfig(d_state=8, headdim=16, chunk_size=16),
 )

@@ -7,17 +7,9 @@ from dataclasses import replace
 import torch
 
 from worldmodel.batch import Batch
-from worldmodel.config import (
-    ActionSpec,
-    CausalConfig,
-    FrameConfig,
-    LatentConfig,
-    MainConfig,
-    MambaConfig,
-    ModelConfig,
-    ObservationSpec,
-)
+from worldmodel.config import CausalConfig, FrameConfig, LatentConfig, MainConfig, MambaConfig, ModelConfig
 from worldmodel.model import WorldModel
+from worldmodel.specs import ActionSpec, ObservationSpec
 
 # Windows are shorter than the test rows, so that rings of keys wrap around; chunk_size is shorter than a row, too.
 STRIDE = ModelConfig(
@@ -25,19 +17,19 @@ STRIDE = ModelConfig(
     action=ActionSpec(sizes=(5,)),
     frame=FrameConfig(patch=4, width=16, heads=2, encoder_layers="T1m1", decoder_layers="m1T1", chunks=4.0),
     latent=LatentConfig(groups=3, classes=4),
-    causal=CausalConfig(width=24, heads=2, encoder_layers="m1", decoder_layers="m1", window=7),
+    causal=(CausalConfig(width=24, heads=2, encoder_layers="m1", decoder_layers="m1", window=7),),
     main=MainConfig(width=32, heads=2, layers="m1T1", window=4),
     mamba=MambaConfig(d_state=4, headdim=8, chunk_size=8),
 )
 LEARNED = replace(STRIDE, frame=replace(STRIDE.frame, boundary="learned", chunks=4.0, max_chunks=6))
 EXTRA = replace(
-    LEARNED, causal=replace(STRIDE.causal, extra=1.0, max_extra=2, encoder_layers="m1t1", decoder_layers="t1m1")
+    LEARNED, causal=(replace(STRIDE.causal[0], extra=1.0, max_extra=2, encoder_layers="m1t1", decoder_layers="t1m1"),)
 )
 CONFIGS = {
     "stride": STRIDE,
     "learned": LEARNED,
     "extra": EXTRA,
-    "stride_extra": replace(STRIDE, causal=replace(STRIDE.causal, extra=1.5, max_extra=1)),
+    "stride_extra": replace(STRIDE, causal=(replace(STRIDE.causal[0], extra=1.5, max_extra=1),)),
     "gaussian": replace(LEARNED, latent=LatentConfig(kind="gaussian", groups=5)),
     "multi_discrete": replace(STRIDE, action=ActionSpec(kind="multi_discrete", sizes=(3, 2, 4))),
     "box": replace(LEARNED, action=ActionSpec(kind="box", sizes=(2,), low=-2.0, high=3.0)),

@@ -49,7 +49,8 @@ def test_a_model_learns_and_dreams():
     done = python("""
 import torch, worldmodel
 from worldmodel.batch import Batch
-from worldmodel.config import ActionSpec, ObservationSpec, preset
+from worldmodel.presets import preset
+from worldmodel.specs import ActionSpec, ObservationSpec
 from worldmodel.losses import LossConfig, world_model_loss
 
 model = worldmodel.WorldModel(preset("tiny", ObservationSpec(shape=(16, 16, 3)), ActionSpec(sizes=(3,))))

@@ -183,7 +183,7 @@ def test_pads_and_forced_boundaries_stay_out_of_the_routers_statistics(name: str
 
 @pytest.mark.parametrize("cap", [0, 1, 3])
 def test_extra_boundaries_are_capped_frame_by_frame_without_looking_ahead(cap: int) -> None:
-    config = replace(EXTRA, causal=replace(EXTRA.causal, max_extra=cap))
+    config = replace(EXTRA, causal=(replace(EXTRA.causal[0], max_extra=cap),))
     stage = random_model(config).causal_stage
     stage.router.logit_tau -= 3.0
     tokens = Tokens(stage, config.action.width + 1)
@@ -259,4 +259,4 @@ def test_a_frame_leaves_the_tensors_of_the_frame_before_alone(shape: str) -> Non
 @pytest.mark.parametrize("changes", [{"width": 16}, {"width": 17}, {"extra": 4.0}, {"extra": 9.0}])
 def test_widths_that_do_not_grow_and_rates_above_one_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"growing width|rate must lie"):
-        WorldModel(replace(STRIDE, causal=replace(STRIDE.causal, **changes)))
+        WorldModel(replace(STRIDE, causal=(replace(STRIDE.causal[0], **changes),)))

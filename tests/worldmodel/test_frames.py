@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import CONFIGS, LEARNED, STRIDE, random_frames, random_model
 
-from worldmodel.config import FrameConfig, ObservationSpec
-from worldmodel.frames import Chunks, Patches
+from worldmodel.chunks import Chunks
+from worldmodel.config import FrameConfig
 from worldmodel.model import WorldModel
+from worldmodel.patches import Patches
+from worldmodel.specs import ObservationSpec
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -140,7 +142,7 @@ def test_painting_does_not_cross_frames_and_ignores_absent_chunks(name):
     stage = model.frame_stage
     chunks, _, _ = encode(model, random_frames(CONFIGS[name], 6, 7))
     K = chunks.start.shape[1]
-    latent, past = torch.randn(6, K, model.latent.width), torch.randn(6, K, CONFIGS[name].causal.width)
+    latent, past = torch.randn(6, K, model.latent.width), torch.randn(6, K, CONFIGS[name].causal[0].width)
     with torch.no_grad():
         painted = stage.decode(latent, past, chunks)
         order = torch.tensor([3, 0, 5, 1, 2, 4])
@@ -162,7 +164,7 @@ def test_every_patch_of_the_posterior_and_of_the_picture_matters(name):
     assert (gradient.abs().sum(-1) > 0).all()
     K = chunks.start.shape[1]
     latent = torch.randn(1, K, model.latent.width, requires_grad=True)
-    painted = stage.decode(latent, torch.zeros(1, K, CONFIGS[name].causal.width), chunks)
+    painted = stage.decode(latent, torch.zeros(1, K, CONFIGS[name].causal[0].width), chunks)
     for k in range(int(chunks.valid.sum())):
         patch = (chunks.of_patch[0] == k).nonzero()[0, 0]
         (gradient,) = torch.autograd.grad(painted[0, patch].sum(), latent, retain_graph=True)
@@ -202,7 +204,7 @@ def test_training_holds_the_wanted_number_of_chunks():
         patches = stage.patches(colours[kinds].repeat_interleave(4, 1).repeat_interleave(4, 2))
         chunks, posterior, routing = stage.encode(patches, torch.ones(24))
         latent = model.latent.mode(posterior)
-        painted = stage.decode(latent, latent.new_zeros(*latent.shape[:2], config.causal.width), chunks)
+        painted = stage.decode(latent, latent.new_zeros(*latent.shape[:2], config.causal[0].width), chunks)
         loss = (painted - patches).abs().sum((1, 2)).mean() + 0.03 * routing.ratio_loss
         optimizer.zero_grad()
         loss.backward()

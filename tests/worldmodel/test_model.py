@@ -10,9 +10,10 @@ import torch
 from small_models import CONFIGS, EXTRA, LEARNED, STRIDE, random_actions, random_batch, random_frames, random_model
 
 from worldmodel.batch import Batch
-from worldmodel.config import ModelConfig, preset
+from worldmodel.config import ModelConfig
 from worldmodel.losses import LossConfig, picture_loss, world_model_loss
 from worldmodel.model import Pass, WorldModel
+from worldmodel.presets import preset
 from worldmodel.state import DreamState
 
 KEY = torch.tensor([11, 22, 33])
@@ -49,7 +50,7 @@ def test_stepping_equals_the_parallel_pass_for_every_piece_of_every_row(name: st
     model = random_model(config)
     batch = random_batch(config, rows=3, length=12, seed=5)
     whole = parallel(model, batch)
-    E = config.causal.width
+    E = config.causal[0].width
     for row in range(3):
         for piece in pieces(batch, row):
             features = step_through(model, batch, row, piece, int(KEY[row]))
@@ -71,7 +72,7 @@ def test_rows_of_different_chunk_counts_step_together_as_they_do_in_the_parallel
     state = model.initial_state(3, KEY)
     for t in range(10):
         state, out = model.observe(state, batch.action[:, t], batch.frames[batch.index[:, t]], batch.first[:, t])
-        torch.testing.assert_close(out.feature[:, : config.causal.width], whole.y_last[:, t], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(out.feature[:, : config.causal[0].width], whole.y_last[:, t], atol=1e-4, rtol=1e-4)
         assert torch.equal(out.chunks, counts[:, t])
 
 

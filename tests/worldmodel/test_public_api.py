@@ -14,12 +14,12 @@ import worldmodel
 from worldmodel.agents.actor_critic import ActorCritic
 from worldmodel.agents.checkpoint import save_actor_critic
 from worldmodel.checkpoint import save_model
-from worldmodel.config import preset
 from worldmodel.envs.contexts import choose_contexts, save_contexts
 from worldmodel.envs.make import spec_of
 from worldmodel.envs.rollout import Episode
 from worldmodel.envs.segments import FrameTable
 from worldmodel.envs.spaces import action_spec, observation_spec, space_from_json
+from worldmodel.presets import preset
 
 
 @pytest.fixture(scope="module")

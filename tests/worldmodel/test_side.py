@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from worldmodel.config import ActionSpec
 from worldmodel.side import SideVector, action_vector
+from worldmodel.specs import ActionSpec
 
 
 def flags(*values):

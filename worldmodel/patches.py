@@ -1,0 +1,55 @@
+"""Observations to patches and back.
+
+Shape suffixes: n frames, P patches, V values of a patch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.specs import ObservationSpec
+
+
+class Patches(nn.Module):
+    """Observations to normalised patches and back. Vectors are images one pixel wide; odd sizes are zero-padded."""
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, spec: ObservationSpec, patch: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.H, self.W, self.C = spec.shape if len(spec.shape) == 3 else (spec.shape[0], 1, 1)
+        self.ph, self.pw = patch, 1 if spec.kind == "vector" else patch
+        self.rows, self.columns = -(-self.H // self.ph), -(-self.W // self.pw)
+        self.count = self.rows * self.columns  # P
+        self.values = self.ph * self.pw * self.C  # V
+        # One number for images and grids; one an entry for vectors, fitted to the data by `fit`.
+        entries = (self.H, 1, 1) if spec.kind == "vector" else (1, 1, 1)
+        self.register_buffer("offset", torch.full(entries, spec.offset))
+        self.register_buffer("scale", torch.full(entries, spec.scale))
+
+    def fit(self, observations: Tensor) -> None:
+        """Set offset and scale of a vector's entries to the mean and deviation of real `observations` `(n, D)`."""
+        if self.spec.kind == "vector":
+            values = observations.float().view(-1, self.H, 1, 1)
+            self.offset.copy_(values.mean(0))
+            self.scale.copy_(values.std(0).clamp(min=1e-3))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """`(n, *shape)` to `(n, P, V)`."""
+        n = frames.shape[0]
+        x = (frames.view(n, self.H, self.W, self.C).float() - self.offset) / self.scale
+        x = F.pad(x, (0, 0, 0, self.columns * self.pw - self.W, 0, self.rows * self.ph - self.H))
+        x = x.view(n, self.rows, self.ph, self.columns, self.pw, self.C).transpose(2, 3)
+        return x.reshape(n, self.count, self.values)
+
+    def inverse(self, patches: Tensor) -> Tensor:
+        """`(n, P, V)` to `(n, *shape)` in the observation's own dtype, rounded and clipped for integers."""
+        n = patches.shape[0]
+        x = patches.view(n, self.rows, self.columns, self.ph, self.pw, self.C).transpose(2, 3)
+        x = x.reshape(n, self.rows * self.ph, self.columns * self.pw, self.C)[:, : self.H, : self.W]
+        x = (x * self.scale + self.offset).reshape(n, *self.spec.shape)
+        return x.round().clamp(0, 255).to(torch.uint8) if self.spec.dtype == "uint8" else x
