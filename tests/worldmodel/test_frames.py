@@ -237,4 +237,4 @@ def test_frames_that_cannot_be_chunked_that_way_are_named(changes, message):
 
 def test_an_unknown_boundary_is_named():
     with pytest.raises(ValueError, match="stride"):
-        FrameConfig(boundary="random")
+        FrameConfig(boundary="nowhere")
