@@ -1,6 +1,6 @@
 """Attention: over a whole frame, over the last positions of rows, or one position on rings of keys and values.
 
-Shape suffixes: B batch, L positions, D width, H heads, E head width, W window.
+Shape suffixes: B batch, L positions, D width, H heads, E head width, W window, S entries from the side.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from worldmodel.kernels.attention import pack, varlen_attention
 
+GATE = 16  # entries of x that decide how much of a value embedding is let in
 LONG = 256  # a single row longer than this is faster as pieces than with a mask over all of it
 Pieces = tuple[Tensor, int]  # where they begin and end among all positions, and how long the longest is
 
@@ -42,9 +43,14 @@ def rotate(x: Tensor, position_BL: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention: over a whole frame (`causal=False`) or over the last `window` positions."""
+    """Multi-head attention: over a whole frame (`causal=False`) or over the last `window` positions.
 
-    def __init__(self, width: int, heads: int, *, causal: bool, window: int = 0) -> None:
+    With `value_width`, values have an embedding of what came from the side added to them (value embeddings, as in
+    modded-nanogpt): `v + 2 sigmoid(gate x) * embed(side)`, a gate for each head from the first entries of x. The
+    embedding starts at zero and the gate at one.
+    """
+
+    def __init__(self, width: int, heads: int, *, causal: bool, window: int = 0, value_width: int = 0) -> None:
         super().__init__()
         if width % heads or (width // heads) % 4:
             raise ValueError(f"attention: width {width} does not split into {heads} heads of a multiple of 4")
@@ -53,27 +59,47 @@ class Attention(nn.Module):
         self.heads, self.causal, self.window = heads, causal, window
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
+        self.embed_value = None
+        if value_width:
+            self.embed_value = nn.Linear(value_width, width, bias=False)
+            nn.init.zeros_(self.embed_value.weight)
+            self.value_gate = nn.Linear(min(GATE, width), heads, bias=False)
+            nn.init.zeros_(self.value_gate.weight)
 
-    def _qkv(self, x_BLD: Tensor, position_BL: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _qkv(
+        self, x_BLD: Tensor, position_BL: Tensor | None, values_BLS: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each `(B, H, L, E)`; the first two rotated by their positions, if there are any."""
         B, L, D = x_BLD.shape
         qkv = self.qkv(x_BLD).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         q, k = qkv[:2] if position_BL is None else rotate(qkv[:2], position_BL)
-        return q, k, qkv[2]
+        v = qkv[2]
+        if self.embed_value is not None and values_BLS is not None:
+            gate = 2 * self.value_gate(x_BLD[..., : self.value_gate.in_features]).sigmoid()  # (B, L, H)
+            embedded = self.embed_value(values_BLS).view(B, L, self.heads, D // self.heads)
+            v = v + (gate.unsqueeze(-1) * embedded).transpose(1, 2)
+        return q, k, v
 
-    def forward(self, x_BLD: Tensor, reset_BL: Tensor | None = None, pieces: Pieces | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BLD: Tensor,
+        reset_BL: Tensor | None = None,
+        pieces: Pieces | None = None,
+        values_BLS: Tensor | None = None,
+    ) -> Tensor:
         """Attend; with resets, only within one's own piece of the row.
 
         Args:
             x_BLD: inputs.
             reset_BL: True where a new sequence begins.
             pieces: from `pieces_of`: rows are laid one behind the other, and no mask over whole rows is made.
+            values_BLS: what value embeddings are made of.
         """
         B, L, D = x_BLD.shape
         if pieces is not None:
-            return self._packed(x_BLD, pieces)
+            return self._packed(x_BLD, pieces, values_BLS)
         place = torch.arange(L, device=x_BLD.device)
-        q, k, v = self._qkv(x_BLD, place[None] if self.causal else None)
+        q, k, v = self._qkv(x_BLD, place[None] if self.causal else None, values_BLS)
         mask = None
         if self.causal:
             back = place[:, None] - place[None, :]
@@ -84,9 +110,10 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(y.transpose(1, 2).reshape(B, L, D))
 
-    def _packed(self, x_BLD: Tensor, pieces: Pieces) -> Tensor:
+    def _packed(self, x_BLD: Tensor, pieces: Pieces, values_BLS: Tensor | None) -> Tensor:
         B, L, D = x_BLD.shape
-        q, k, v = self._qkv(x_BLD, torch.arange(L, device=x_BLD.device)[None] if self.causal else None)
+        place = torch.arange(L, device=x_BLD.device)[None] if self.causal else None
+        q, k, v = self._qkv(x_BLD, place, values_BLS)
         q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
         window = self.window if self.causal else 0
         y = varlen_attention(q, k, v, *pieces, causal=self.causal, window=window)
@@ -101,10 +128,11 @@ class Attention(nn.Module):
         active_B: Tensor | None = None,
         *,
         in_place: bool = False,
+        values_BS: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One position. `keys`, `values` are rings `(B, W, H, E)`; `count` `(B,)` is how many positions came before."""
         B, D = x_BD.shape
-        q, k, v = self._qkv(x_BD.unsqueeze(1), count[:, None])
+        q, k, v = self._qkv(x_BD.unsqueeze(1), count[:, None], None if values_BS is None else values_BS.unsqueeze(1))
         keys = self._put(keys, k, count, active_B, in_place)
         values = self._put(values, v, count, active_B, in_place)
         filled = (torch.arange(self.window, device=x_BD.device) <= count[:, None])[:, None, None, :]

@@ -1,190 +1,328 @@
-"""The causal stage: tokens of all frames in their order, and the main network inside.
+"""A causal stage: tokens in their order, and inside, for those that start a chunk, the next stage or the main network.
 
     tokens of frame t:  F_t  C_{t,1} ... C_{t,K}      F_t carries the action that led to frame t
 
-Mamba-2 reads the tokens; where a chunk starts (always at F_t, elsewhere if the router says so) the main network runs,
-widened by a side vector that carries the action again; its output is smoothed over chunks, joined with the residual and
-read by the decoder. What comes out at a token, y, predicts the next token of the frame.
+Mamba-2 reads the tokens, widened by a side vector that carries the action. Where a chunk starts (at F_t if that is
+forced, and where the router says so) what is inside runs; its output is smoothed over chunks, joined with the residual
+and read by the decoder. What comes out at a token of the outermost stage, y, predicts the next token of the frame.
 
 `forward` runs whole rows at once, `step` one token on a carried memory; both give the same numbers.
 
-Shape suffixes: B rows, L tokens, M main tokens, D width d1, E width d2, S side entries.
+Shape suffixes: B rows, L tokens, M tokens that start a chunk, d width from outside, D own width, E width inside.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.config import ModelConfig
 from worldmodel.kernels.compaction import compact, spread, take
 from worldmodel.kernels.ema import ema_scan
 from worldmodel.layers import Memory, Stack
+from worldmodel.main_network import MainNetwork
+from worldmodel.residual import Residual
 from worldmodel.router import Router, Routing, straight_through
-from worldmodel.side import SideVector
+from worldmodel.side import Widening, action_width
+from worldmodel.tokens import Marks, Side
+
+LONGEST = 32  # lengths of chunks from here on are told as one
+
+
+def tokens_a_frame(config: ModelConfig, level: int) -> float:
+    """Tokens of a frame that reach the causal stage `level`, on average."""
+    if level == 0:
+        return 1 + config.frame.chunks
+    around = config.causal[level - 1]
+    return around.frame_boundary + around.extra
 
 
 class CausalStage(nn.Module):
-    """Tokens of width d0 in, y of width d1 out."""
+    """Tokens of the width around it in, tokens of its own width out.
 
-    def __init__(self, config: ModelConfig, action_width: int) -> None:
+    Args:
+        config: of the whole model.
+        latent_width: Z.
+        level: which of the causal stages this is, 0 the outermost.
+    """
+
+    def __init__(self, config: ModelConfig, latent_width: int, level: int = 0) -> None:
         super().__init__()
-        d0, causal, main = config.frame.width, config.causal[0], config.main
-        self.extra = causal.extra
-        self.max_extra = causal.max_extra
-        self.frame_token = nn.Parameter(torch.randn(d0) * 0.5)  # the content of every F_t
-        self.side1 = SideVector(d0, causal.width, action_width)
-        self.side2 = SideVector(causal.width, main.width, action_width)
-        mamba = config.mamba
-        self.encoder = Stack(
-            causal.encoder_layers, causal.width, heads=causal.heads, mamba=mamba, causal=True, window=causal.window
-        )
-        self.main = Stack(main.layers, main.width, heads=main.heads, mamba=mamba, causal=True, window=main.window)
-        self.decoder = Stack(
-            causal.decoder_layers, causal.width, heads=causal.heads, mamba=mamba, causal=True, window=causal.window
-        )
-        self.residual = nn.Linear(causal.width, causal.width)
-        nn.init.zeros_(self.residual.weight)
-        nn.init.zeros_(self.residual.bias)
-        # The rate among chunk tokens; F_t is forced and does not count.
-        self.router = Router(causal.width, rate=causal.extra / config.frame.chunks) if causal.extra > 0 else None
+        causal, side, mamba = config.causal[level], config.side, config.mamba
+        around = config.frame.width if level == 0 else config.causal[level - 1].width
+        entries = action_width(config.action)
+        values = latent_width + entries if side.values else 0
+        self.name, self.width = f"stage{level}", causal.width
+        self.frame_boundary, self.max_extra = causal.frame_boundary, causal.max_extra
+        # The parallel encoder begins on the outermost tokens; from there on its output joins every widening.
+        self.widen = Widening(around, causal.width, side, entries, side.path if level else 0)
+        self.path_in = nn.Linear(around, side.path, bias=False) if side.path and level == 0 else None
+        self.path = Stack("m1", side.path, heads=1, mamba=mamba, causal=True) if side.path else None
 
-    def forward(
-        self, content_BLd: Tensor, action_BLA: Tensor, is_frame_BL: Tensor, reset_BL: Tensor, valid_BL: Tensor
-    ) -> tuple[Tensor, Routing | None]:
+        def stack(layers: str, *, recalls: bool = False) -> Stack:
+            return Stack(
+                layers,
+                causal.width,
+                heads=causal.heads,
+                mamba=mamba,
+                causal=True,
+                window=causal.window,
+                value_width=values,
+                recalls=recalls,
+            )
+
+        self.encoder = stack(causal.encoder_layers)
+        self.decoder = stack(causal.decoder_layers, recalls=causal.cut_off)
+        innermost = level + 1 == len(config.causal)
+        self.inner: CausalStage | MainNetwork = (
+            MainNetwork(config, latent_width) if innermost else CausalStage(config, latent_width, level + 1)
+        )
+        self.recall = nn.Linear(self.inner.width - causal.width, causal.width, bias=False) if causal.cut_off else None
+        self.residual = None if causal.residual == "none" else Residual(causal, mamba)
+        self.embed_length = nn.Parameter(torch.zeros(LONGEST + 1, causal.width)) if causal.lengths else None
+        self.router = None
+        if causal.extra > 0:
+            # The rate among the tokens that are free to start a chunk; a forced F_t does not count.
+            free = tokens_a_frame(config, level) - causal.frame_boundary
+            self.router = Router(causal.width, rate=causal.extra / free if free > 0 else 1.0)
+        self.smoothed_width = self.inner.width if causal.cut_off else causal.width
+        self.inner_names = tuple(self.inner.initial_memory(1))
+
+    # ---- whole rows -----------------------------------------------------------------------------------------------
+
+    def forward(self, x_BLd: Tensor, side: Side, marks: Marks) -> tuple[Tensor, dict[str, Routing]]:
         """Run whole rows.
 
         Args:
-            content_BLd: contents of the chunk tokens; what stands at a frame token is replaced by the learned one.
-            action_BLA: action vector of each token's frame.
-            is_frame_BL: which tokens are F_t.
-            reset_BL: frame tokens at which a new piece begins and nothing is remembered.
-            valid_BL: False at pads, which all lie to the right.
+            x_BLd: tokens of the width around.
+            side: what comes with them.
+            marks: which of them are what.
 
         Returns:
-            `y_BLD`, and what the router said (None where the main network runs once a frame).
+            `y_BLD`, and what the routers said, by the name of their stage.
         """
-        content = torch.where(is_frame_BL.unsqueeze(-1), self.frame_token, content_BLd)
-        h = self.encoder(torch.cat([content, self.side1(action_BLA)], dim=-1), reset_BL)
-
-        boundary, p, routing = is_frame_BL & valid_BL, is_frame_BL.float(), None
+        h = self.encoder(self.widen(x_BLd, side.action, side.path), marks.reset, values=side.values)
+        path = None
+        if self.path is not None:
+            path = self.path(side.path if self.path_in is None else self.path_in(x_BLd), marks.reset)
+        said: dict[str, Routing] = {}
+        forced = marks.is_frame if self.frame_boundary else marks.reset
+        boundary, p, certainty = forced & marks.present, forced.float(), None
         if self.router is not None:
-            routing = self.router(h, (valid_BL & ~is_frame_BL).float(), valid_BL.float())
-            extra = routing.boundary & ~is_frame_BL & valid_BL
-            boundary = boundary | (extra & (self._earlier_in_frame(extra, is_frame_BL) < self.max_extra))
-            p = torch.where(is_frame_BL, 1.0, routing.probability)
+            routing = said[self.name] = self.router(h, (marks.present & ~forced).float(), marks.present.float())
+            extra = routing.boundary & ~forced & marks.present
+            boundary = boundary | (extra & (_earlier_in_frame(extra, side.frame, marks.reset) < self.max_extra))
+            p = torch.where(forced, 1.0, routing.probability)
+            certainty = routing.certainty.masked_fill(marks.reset, 0.0)  # there is nothing before it
 
         index, kept = compact(boundary)
-        z = self.main(
-            torch.cat([take(h, index), self.side2(take(action_BLA, index))], dim=-1),
-            reset_BL.gather(1, index) & kept,
-        )[..., : h.shape[-1]]  # narrowed by cutting off, as in H-Net
-        if routing is not None:
+        chosen = side.take(
+            index,
+            path=None if path is None else take(path, index),
+            certainty=None if certainty is None else certainty.gather(1, index),
+        )
+        inner = marks.take(index, kept)
+        started = take(h, index)
+        if self.embed_length is not None:
+            length = F.pad(index[:, 1:] - index[:, :-1], (1, 0)).masked_fill(inner.reset, 0)
+            started = started + self.embed_length[length.clamp(0, LONGEST)]
+        z, deeper = self.inner(started, chosen, inner)
+        z = z[..., : self.smoothed_width]
+        if self.router is not None:
             z, _ = ema_scan(z, p.gather(1, index) * kept)
         up = spread(z, boundary)
-        if routing is not None:
+        if self.router is not None:
             up = up * straight_through(p, boundary).unsqueeze(-1)
-        return self.decoder(up + self.residual(h), reset_BL), routing
+        residual = None if self.residual is None else self.residual(h, marks.reset)
+        narrow, x0 = self._narrow(up, residual)
+        return self.decoder(narrow, marks.reset, values=side.values, x0=x0), said | deeper
 
-    @staticmethod
-    def _earlier_in_frame(extra_BL: Tensor, is_frame_BL: Tensor) -> Tensor:
-        """How many extra boundaries came before each token in its own frame; looks back only."""
-        so_far = extra_BL.long().cumsum(1) - extra_BL.long()
-        at_frame = torch.where(is_frame_BL, so_far, 0).cummax(1).values
-        return so_far - at_frame
+    def _narrow(self, up: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Narrowed by cutting off, as in H-Net, and joined with the residual; what was cut off, made as wide."""
+        x0 = None if self.recall is None else self.recall(up[..., self.width :])
+        up = up[..., : self.width]
+        return up if residual is None else up + residual, x0
+
+    # ---- one token at a time --------------------------------------------------------------------------------------
 
     def initial_memory(self, batch: int) -> Memory:
         """Zeros for everything that a row remembers."""
-        memory = self.encoder.initial_memory(batch, "encoder")
-        memory |= self.main.initial_memory(batch, "main")
-        memory |= self.decoder.initial_memory(batch, "decoder")
-        width = self.residual.in_features
-        new = self.residual.weight.new_zeros
-        memory["smoothed"] = new(batch, width)  # the EMA's value: what the main network last said
-        memory["encoded"] = new(batch, width)  # the router compares with the token before
-        for name in ("tokens", "chunks", "extra"):
-            memory[name] = torch.zeros(batch, dtype=torch.int64, device=self.residual.weight.device)
+        name, parameter = self.name, self.widen.rest
+        memory = self.encoder.initial_memory(batch, f"{name}.encoder")
+        memory |= self.inner.initial_memory(batch)
+        memory |= self.decoder.initial_memory(batch, f"{name}.decoder")
+        if self.path is not None:
+            memory |= self.path.initial_memory(batch, f"{name}.path")
+        if self.residual is not None:
+            memory |= self.residual.initial_memory(batch, f"{name}.residual")
+        memory[f"{name}.smoothed"] = parameter.new_zeros(batch, self.smoothed_width)  # what the inside last said
+        counters = ["count"]
+        if self.router is not None:
+            memory[f"{name}.encoded"] = parameter.new_zeros(batch, self.width)  # it compares with the token before
+            counters += ["extra", "frame"]
+        if self.embed_length is not None:
+            counters += ["begun"]
+        for counter in counters:
+            memory[f"{name}.{counter}"] = torch.zeros(batch, dtype=torch.int64, device=parameter.device)
         return memory
 
     def step(
-        self, content_Bd: Tensor | None, action_BA: Tensor, memory: Memory, active_B: Tensor | None = None
+        self, x_Bd: Tensor, side: Side, memory: Memory, active_B: Tensor | None = None, *, frame: bool, own: bool
     ) -> Tensor:
-        """One token for every row: the frame token if `content_Bd` is None, else a chunk token.
-
-        A frame token leaves the tensors in `memory` alone and puts new ones in their place. The chunk tokens behind it
-        write into those, for nobody else has them.
+        """One token for every row.
 
         Args:
-            content_Bd: the chunk's content.
-            action_BA: action vector of the frame.
+            x_Bd: the tokens, of the width around.
+            side: what comes with them.
             memory: entries are replaced.
             active_B: False in rows that have no such token; their memory stays, and their y is anything.
+            frame: whether the tokens are F_t.
+            own: whether the tensors in `memory` belong to nobody else and may be written to. F_t makes new ones in
+                their place, the tokens behind it write into those.
 
         Returns:
             `y_BD`.
         """
-        own = content_Bd is not None
-        content = self.frame_token.expand(action_BA.shape[0], -1) if content_Bd is None else content_Bd
-        tokens = memory["tokens"]
-        wide = torch.cat([content, self.side1(action_BA)], dim=-1)
-        h = self.encoder.step(wide, memory, "encoder", tokens, active_B, in_place=own)
-        if not own:
-            memory["smoothed"] = self._main_step(h, action_BA, memory, None, in_place=False)
-            memory["chunks"] = memory["chunks"] + 1
-            memory["extra"] = torch.zeros_like(memory["extra"])
+        name = self.name
+        count = memory[f"{name}.count"]
+        wide = self.widen(x_Bd, side.action, side.path)
+        h = self.encoder.step(wide, memory, f"{name}.encoder", count, active_B, in_place=own, values=side.values)
+        path = None
+        if self.path is not None:
+            path_in = side.path if self.path_in is None else self.path_in(x_Bd)
+            assert path_in is not None
+            path = self.path.step(path_in, memory, f"{name}.path", count, active_B, in_place=own)
+        if frame and self.frame_boundary:
+            certainty = None if self.router is None else self._certainty_step(self.router, h, side, memory, active_B)
+            z = self._inside(h, side, path, certainty, memory, active_B, frame=True, own=own)
+            smoothed = memory[f"{name}.smoothed"]
+            memory[f"{name}.smoothed"] = z if active_B is None else where_rows(active_B, z, smoothed)
         elif self.router is not None:
-            self._route_step(self.router, h, action_BA, memory, active_B)
-        said = memory["smoothed"] + self.residual(h)
-        y = self.decoder.step(said, memory, "decoder", tokens, active_B, in_place=own)
-        memory["encoded"] = h if active_B is None else where_rows(active_B, h, memory["encoded"])
-        memory["tokens"] = tokens + (1 if active_B is None else active_B)
+            self._route_step(self.router, h, side, path, memory, active_B, frame=frame, own=own)
+        residual = None
+        if self.residual is not None:
+            residual = self.residual.step(h, memory, f"{name}.residual", count, active_B, in_place=own)
+        narrow, x0 = self._narrow(memory[f"{name}.smoothed"], residual)
+        y = self.decoder.step(
+            narrow, memory, f"{name}.decoder", count, active_B, in_place=own, values=side.values, x0=x0
+        )
+        if self.router is not None:
+            encoded = memory[f"{name}.encoded"]
+            memory[f"{name}.encoded"] = h if active_B is None else where_rows(active_B, h, encoded)
+        memory[f"{name}.count"] = count + (1 if active_B is None else active_B)
         return y
 
-    def extend(self, content_BKd: Tensor, action_BA: Tensor, memory: Memory, valid_BK: Tensor | None = None) -> Tensor:
+    def extend(self, x_BLd: Tensor, side: Side, memory: Memory, valid_BK: Tensor | None = None) -> Tensor:
         """A frame whose chunks are known: F_t and all of them.
 
         Args:
-            content_BKd: the chunks' contents.
-            action_BA: action vector of the frame.
+            x_BLd: its `1 + K` tokens.
+            side: of the frame, as for one token; only its values are those of each token, `(B, 1 + K, S)`.
             memory: entries are replaced; the tensors themselves are left alone.
             valid_BK: which chunks there are, None for all.
 
         Returns:
             y at every token, `(B, 1 + K, D)`; where there is no chunk, y of the last one.
         """
-        B, K, _ = content_BKd.shape
+        name, L = self.name, x_BLd.shape[1]
+        tokens = [replace(side, values=None if side.values is None else side.values[:, i]) for i in range(L)]
         if self.router is not None or valid_BK is not None:
-            said = [self.step(None, action_BA, memory)]
-            for k in range(K):
-                active = None if valid_BK is None else valid_BK[:, k]
-                y = self.step(content_BKd[:, k], action_BA, memory, active)
+            said = [self.step(x_BLd[:, 0], tokens[0], memory, frame=True, own=False)]
+            for i in range(1, L):
+                active = None if valid_BK is None else valid_BK[:, i - 1]
+                y = self.step(x_BLd[:, i], tokens[i], memory, active, frame=False, own=True)
                 said.append(y if active is None else where_rows(active, y, said[-1]))
             return torch.stack(said, dim=1)
-        content = torch.cat([self.frame_token.expand(B, 1, -1), content_BKd], dim=1)
-        side = self.side1(action_BA).unsqueeze(1).expand(-1, 1 + K, -1)
-        tokens = memory["tokens"]
-        h = self.encoder.extend(torch.cat([content, side], dim=-1), memory, "encoder", tokens)
-        memory["smoothed"] = self._main_step(h[:, 0], action_BA, memory, None, in_place=False)
-        memory["chunks"] = memory["chunks"] + 1
-        memory["encoded"], memory["tokens"] = h[:, -1], tokens + 1 + K
-        return self.decoder.extend(memory["smoothed"].unsqueeze(1) + self.residual(h), memory, "decoder", tokens)
+        count = memory[f"{name}.count"]
+        wide = self.widen(x_BLd, side.action.unsqueeze(1))
+        h = self.encoder.extend(wide, memory, f"{name}.encoder", count, values=side.values)
+        path = None
+        if self.path is not None and self.path_in is not None:
+            path = self.path.extend(self.path_in(x_BLd), memory, f"{name}.path", count)[:, 0]
+        z = self._inside(h[:, 0], tokens[0], path, None, memory, None, frame=True, own=False)
+        memory[f"{name}.smoothed"] = z
+        memory[f"{name}.count"] = count + L
+        residual = None if self.residual is None else self.residual.extend(h, memory, f"{name}.residual", count)
+        narrow, x0 = self._narrow(z.unsqueeze(1), residual)
+        narrow = narrow.expand(-1, L, -1)
+        return self.decoder.extend(narrow, memory, f"{name}.decoder", count, values=side.values, x0=x0)
 
-    def _main_step(
-        self, h: Tensor, action: Tensor, memory: Memory, active_B: Tensor | None, *, in_place: bool
+    def _inside(
+        self,
+        h: Tensor,
+        side: Side,
+        path: Tensor | None,
+        certainty: Tensor | None,
+        memory: Memory,
+        active_B: Tensor | None,
+        *,
+        frame: bool,
+        own: bool,
     ) -> Tensor:
-        wide = torch.cat([h, self.side2(action)], dim=-1)
-        return self.main.step(wide, memory, "main", memory["chunks"], active_B, in_place=in_place)[:, : h.shape[-1]]
+        """What is inside, run on a token that starts a chunk."""
+        if self.embed_length is not None:
+            count, begun = memory[f"{self.name}.count"], memory[f"{self.name}.begun"]
+            h = h + self.embed_length[(count - begun).clamp(max=LONGEST)]
+            memory[f"{self.name}.begun"] = count if active_B is None else torch.where(active_B, count, begun)
+        chosen = Side(side.action, side.frame, side.values, path, certainty)
+        return self.inner.step(h, chosen, memory, active_B, frame=frame, own=own)[..., : self.smoothed_width]
 
-    def _route_step(self, router: Router, h: Tensor, action: Tensor, memory: Memory, active_B: Tensor | None) -> None:
-        p = router.probability(memory["encoded"], h)
-        wanted = p > 0.5 if active_B is None else (p > 0.5) & active_B
-        boundary = wanted & (memory["extra"] < self.max_extra)
-        memory["extra"] = memory["extra"] + wanted  # counts refused ones too, as the whole-row pass does
+    def _certainty_step(self, router: Router, h: Tensor, side: Side, memory: Memory, active_B: Tensor | None) -> Tensor:
+        """At a forced F_t: what the router would have said. Its frame begins with no extra chunks."""
+        extra, frame = memory[f"{self.name}.extra"], memory[f"{self.name}.frame"]
+        memory[f"{self.name}.extra"] = torch.zeros_like(extra) if active_B is None else extra.masked_fill(active_B, 0)
+        memory[f"{self.name}.frame"] = side.frame if active_B is None else torch.where(active_B, side.frame, frame)
+        fresh = memory[f"{self.name}.count"] == 0
+        return router.probability(memory[f"{self.name}.encoded"], h).masked_fill(fresh, 0.0)
+
+    def _route_step(
+        self,
+        router: Router,
+        h: Tensor,
+        side: Side,
+        path: Tensor | None,
+        memory: Memory,
+        active_B: Tensor | None,
+        *,
+        frame: bool,
+        own: bool,
+    ) -> None:
+        """Run what is inside in those rows whose token starts a chunk, as the router or the beginning has it."""
+        name = self.name
+        p = router.probability(memory[f"{name}.encoded"], h)
+        extra, before = memory[f"{name}.extra"], memory[f"{name}.frame"]
+        extra = extra.masked_fill(side.frame != before, 0)
+        wanted, boundary, certainty = p > 0.5, p > 0.5, p
+        if frame:  # and not forced, but for the first of a piece
+            fresh = memory[f"{name}.count"] == 0
+            wanted, p, certainty = wanted & ~fresh, p.masked_fill(fresh, 1.0), p.masked_fill(fresh, 0.0)
+            boundary = wanted & (extra < self.max_extra) | fresh
+        else:
+            boundary = wanted & (extra < self.max_extra)
+        if active_B is not None:
+            wanted, boundary = wanted & active_B, boundary & active_B
+            memory[f"{name}.frame"] = torch.where(active_B, side.frame, before)
+            extra = torch.where(active_B, extra, memory[f"{name}.extra"])
+        else:
+            memory[f"{name}.frame"] = side.frame
+        memory[f"{name}.extra"] = extra + wanted  # counts refused ones too, as the whole-row pass does
+        if not own:  # the tokens behind this one will write into what is inside, whether it runs now or not
+            memory.update({entry: memory[entry].clone() for entry in self.inner_names})
         if not boundary.any():
             return
-        z = self._main_step(h, action, memory, boundary, in_place=True)
-        memory["smoothed"] = torch.lerp(memory["smoothed"], z, (p * boundary).unsqueeze(-1))
-        memory["chunks"] = memory["chunks"] + boundary
+        z = self._inside(h, side, path, certainty, memory, boundary, frame=frame, own=True)
+        share = (p * boundary).unsqueeze(-1)
+        memory[f"{name}.smoothed"] = torch.lerp(memory[f"{name}.smoothed"], z, share)
+
+
+def _earlier_in_frame(extra_BL: Tensor, frame_BL: Tensor, reset_BL: Tensor) -> Tensor:
+    """How many extra boundaries came before each token in its own frame; looks back only."""
+    before = extra_BL.long().cumsum(1) - extra_BL.long()
+    begins = F.pad(frame_BL[:, 1:] != frame_BL[:, :-1], (1, 0), value=True) | reset_BL
+    return before - torch.where(begins, before, 0).cummax(1).values
 
 
 def where_rows(mask_B: Tensor, yes: Tensor, no: Tensor) -> Tensor:

@@ -21,6 +21,16 @@ from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
 
 FORMAT_VERSION = 1
+# What parameters were called where config.json says that the model has format 1.
+RENAMED = {
+    "embed_latent.": "contents.latent.",
+    "embed_start": "contents.start",
+    "embed_length": "contents.length",
+    "causal_stage.frame_token": "contents.frame",
+    "causal_stage.side1.": "causal_stage.widen.",
+    "causal_stage.side2.": "causal_stage.inner.widen.",
+    "causal_stage.main.": "causal_stage.inner.stack.",
+}
 CONFIG_FILE = "config.json"
 MODEL_FILE = "world_model.safetensors"
 
@@ -105,9 +115,19 @@ def load_model(run: str | Path, device: str | torch.device = "cpu") -> WorldMode
         raise UserError(f"{path} does not exist yet: train the run first with `worldmodel train --out {run}`")
     try:
         model = WorldModel(config)
-        model.load_state_dict(safetensors.torch.load_file(path))
+        weights = safetensors.torch.load_file(path)
+        if read_config(run)["model"].get("format_version", 1) == 1:
+            weights = {_today(name): value for name, value in weights.items()}
+        model.load_state_dict(weights)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it, or train the run anew") from error
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{path} does not fit {CONFIG_FILE}: {error}".splitlines()[0]) from error
     return model.to(device).eval().requires_grad_(False)
+
+
+def _today(name: str) -> str:
+    for old, new in RENAMED.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name

@@ -32,6 +32,7 @@ from worldmodel.layout import Layout
 from worldmodel.router import Routing
 from worldmodel.side import action_vector
 from worldmodel.state import DreamState
+from worldmodel.tokens import Contents, Marks, Side, number_frames
 
 
 @dataclass
@@ -96,22 +97,19 @@ class WorldModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        d0, d1 = config.frame.width, config.causal[0].width
+        d1 = config.causal[0].width
         self.latent = make_latent(config.latent)
         self.frame_stage = FrameStage(config, self.latent.parameters, self.latent.width)
         P = self.frame_stage.patches.count
-        self.embed_latent = nn.Linear(self.latent.width, d0)
-        self.embed_start = nn.Parameter(torch.randn(P, d0) * 0.1)
-        # A token says how long the chunk BEFORE it was; how long it is itself must be predicted, not given away.
-        self.embed_length = nn.Parameter(torch.zeros(P + 1, d0))
-        self.causal_stage = CausalStage(config, config.action.width + 1)
+        self.contents = Contents(config, P, self.latent.width)
+        self.causal_stage = CausalStage(config, self.latent.width)
         self.prior = ChunkPrior(d1, P, self.latent.parameters, starts=not self.fixed_starts)
         self.outcome = Outcome(d1)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.embed_start.device
+        return self.contents.start.device
 
     @property
     def feature_width(self) -> int:
@@ -148,31 +146,30 @@ class WorldModel(nn.Module):
         latent = self.latent.infer(posterior, draws.latent)
         # The code answers to the painter alone. Let into the encoder, the wish to be foretold makes it poor and sure of
         # itself before it has learned to tell a key from the floor.
-        _, tokens = self._tokens(latent.detach(), start, valid)
+        code = latent.detach()
+        tokens = self.contents.tokens(self.contents.chunks(code, start), start, valid)
 
         used = torch.cat([torch.ones_like(valid[..., :1]), valid], dim=2).flatten(1)
         layout = Layout(used, "dense" if self.fixed_starts and not packed else "packed" if packed else "padded")
-        slots = torch.cat([torch.zeros_like(tokens[:, :, :1]), tokens], dim=2).flatten(1, 2)
         action = action_vector(batch.action, batch.first, self.config.action)
+        slots = torch.cat([self.contents.frames(action).unsqueeze(2), tokens], dim=2).flatten(1, 2)
         action = action.unsqueeze(2).expand(-1, -1, 1 + K, -1).flatten(1, 2)
         is_frame = torch.zeros(B, T, 1 + K, dtype=torch.bool, device=key.device)
         is_frame[:, :, 0] = True
         reset = is_frame & batch.start.unsqueeze(-1)
         reset[:, 0, 0] = True  # a row begins with nothing behind it, whatever layout it has
         is_frame, reset = (layout.lay(flag.flatten(1)) & layout.present for flag in (is_frame, reset))
-        y, causal_routing = self.causal_stage(layout.lay(slots), layout.lay(action), is_frame, reset, layout.present)
+        values = None
+        if self.config.side.values:
+            nothing = code.new_zeros(B, T, 1, code.shape[-1])
+            values = layout.lay(torch.cat([torch.cat([nothing, code], dim=2).flatten(1, 2), action], dim=-1))
+        side = Side(layout.lay(action), number_frames(is_frame, reset), values)
+        y, causal_routing = self.causal_stage(layout.lay(slots), side, Marks(is_frame, reset, layout.present))
         y = layout.back(y)
         y = y.view(B, T, 1 + K, -1)
         y_last = y.gather(2, valid.sum(2)[..., None, None].expand(-1, -1, 1, y.shape[-1])).squeeze(2)
-        said = {"frame": routing, "causal": causal_routing}
-        said = {name: r for name, r in said.items() if r is not None}
+        said = causal_routing if routing is None else {"frame": routing} | causal_routing
         return Pass(patches, frame_chunks, chunks, frame_posterior, posterior, latent, y, y_last, said)
-
-    def _tokens(self, latent: Tensor, start: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Contents of chunks, `(..., K, d0)`, and their tokens, which also say how long the chunk before was."""
-        content = self.embed_latent(latent) + self.embed_start[start]
-        before = torch.cat([start[..., :1], start[..., :-1]], dim=-1)
-        return content, content + self.embed_length[(start - before) * valid]
 
     # ---- one frame at a time --------------------------------------------------------------------------------------
 
@@ -187,8 +184,9 @@ class WorldModel(nn.Module):
         rows = torch.arange(batch_size, device=self.device)
         keys = seed.to(rows).clone() if isinstance(seed, Tensor) else (rows << 32) + seed
         memory = self.causal_stage.initial_memory(batch_size)
+        memory["frames"] = torch.zeros_like(keys)
         memory["key"], memory["step"] = keys, torch.zeros_like(keys)
-        memory["feature"] = self.embed_start.new_zeros(batch_size, self.feature_width)
+        memory["feature"] = self.contents.start.new_zeros(batch_size, self.feature_width)
         return DreamState(memory)
 
     @torch.no_grad()
@@ -213,7 +211,7 @@ class WorldModel(nn.Module):
         chunks, posterior = chunks.rows(which), posterior[which]
         memory = dict(state.tensors)
         if first.any():
-            fresh = self.causal_stage.initial_memory(B)
+            fresh = self.causal_stage.initial_memory(B) | {"frames": torch.zeros_like(memory["frames"])}
             memory |= {name: where_rows(first, fresh[name], memory[name]) for name in fresh}
         if action is None:
             if not first.all():
@@ -239,9 +237,14 @@ class WorldModel(nn.Module):
         """A frame whose chunks are known: all of its tokens at once."""
         draws = frame_draws(memory["key"], memory["step"], posterior.shape[1], self.latent.draws)
         latent = self.latent.infer(posterior, draws.latent)
-        content, tokens = self._tokens(latent, chunks.start, chunks.valid)
-        stage = _of_the_stage(memory)
-        y = self.causal_stage.extend(tokens, action, stage, None if self.fixed_starts else chunks.valid)
+        content = self.contents.chunks(latent, chunks.start)
+        tokens = self.contents.tokens(content, chunks.start, chunks.valid)
+        tokens = torch.cat([self.contents.frames(action).unsqueeze(1), tokens], dim=1)
+        stage, side = _of_the_stage(memory), Side(action, memory["frames"] + 1)
+        if self.config.side.values:
+            said = torch.cat([torch.zeros_like(latent[:, :1]), latent], dim=1)
+            side.values = torch.cat([said, action.unsqueeze(1).expand(-1, said.shape[1], -1)], dim=-1)
+        y = self.causal_stage.extend(tokens, side, stage, None if self.fixed_starts else chunks.valid)
         start = torch.where(chunks.valid, chunks.start, -1)
         entropy = torch.zeros(len(y), device=self.device)
         return self._output(memory | stage, draws, y[:, -1], start, content, entropy, latent, y[:, :-1], False)
@@ -250,8 +253,10 @@ class WorldModel(nn.Module):
         """F_t, then chunk after chunk, each drawn from what y says."""
         B, P = len(action), self.prior.patches
         draws = frame_draws(memory["key"], memory["step"], self.frame_stage.max_chunks, self.latent.draws)
-        stage = _of_the_stage(memory)
-        y = self.causal_stage.step(None, action, stage)
+        stage, side = _of_the_stage(memory), Side(action, memory["frames"] + 1)
+        if self.config.side.values:
+            side.values = torch.cat([action.new_zeros(B, self.latent.width), action], dim=-1)
+        y = self.causal_stage.step(self.contents.frames(action), side, stage, frame=True, own=False)
         last = torch.full((B,), -1, device=self.device)
         entropy = torch.zeros(B, device=self.device)
         latents, contents, pasts, starts = [], [], [], []
@@ -264,15 +269,16 @@ class WorldModel(nn.Module):
             start = torch.where(active, start, 0)
             parameters = self.prior(y, start)
             z = self.latent.mode(parameters) if greedy else self.latent.sample(parameters, draws.latent[:, k])
-            content = self.embed_latent(z) + self.embed_start[start]
+            content = self.contents.chunks(z, start)
             length = (start - last) * active if k else torch.zeros_like(start)
             latents.append(z)
             contents.append(content)
             pasts.append(y)
             starts.append(torch.where(active, start, -1))
-            said = self.causal_stage.step(
-                content + self.embed_length[length], action, stage, None if everyone else active
-            )
+            if self.config.side.values:
+                side.values = torch.cat([z, action], dim=-1)
+            token = content + self.contents.length[length]
+            said = self.causal_stage.step(token, side, stage, None if everyone else active, frame=False, own=True)
             if everyone:
                 y, last = said, start
             else:
@@ -298,7 +304,8 @@ class WorldModel(nn.Module):
         count = valid.sum(1)
         feature = torch.cat([y, (content * valid).sum(1) / count], dim=-1)
         outcome = self._outcome(y, draws, greedy)
-        state = DreamState(memory | {"step": memory["step"] + 1, "feature": feature})
+        counters = {"step": memory["step"] + 1, "frames": memory["frames"] + 1}
+        state = DreamState(memory | counters | {"feature": feature})
         return state, StepOutput(feature, *outcome, count[:, 0], start, entropy, latent, past)
 
     def _choose_start(self, y: Tensor, last: Tensor, k: int, uniform: Tensor, greedy: bool) -> tuple[Tensor, Tensor]:
@@ -328,8 +335,8 @@ class WorldModel(nn.Module):
 
 
 def _of_the_stage(memory: Memory) -> Memory:
-    """The causal stage's part of a state: it knows nothing of keys and features."""
-    return {name: value for name, value in memory.items() if name not in ("key", "step", "feature")}
+    """The causal stages' part of a state: they know nothing of keys and features."""
+    return {name: value for name, value in memory.items() if "." in name}
 
 
 def _distinct(frames: Tensor) -> tuple[Tensor, Tensor]:

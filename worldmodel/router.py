@@ -33,13 +33,15 @@ class Routing:
 
     Attributes:
         boundary: `(B, L)` bool.
-        probability: `(B, L)` fp32, the recalibrated p'.
+        probability: `(B, L)` fp32, the recalibrated p', 0 where the router may not decide.
+        certainty: `(B, L)` p' everywhere.
         ratio_loss: scalar, 1 at the wanted rate (H-Net eq. 10).
         hard_rate, soft_rate: F and G, the share of boundaries and the mean of p'.
     """
 
     boundary: Tensor
     probability: Tensor
+    certainty: Tensor
     ratio_loss: Tensor
     hard_rate: Tensor
     soft_rate: Tensor
@@ -115,9 +117,10 @@ class Router(nn.Module):
         if measure:
             quantile = weighted_quantile(logit.detach()[chosen], weight[chosen], 1 - self.rate)
             self.logit_tau.lerp_(quantile, share)
-        p = torch.sigmoid(logit - self.logit_tau) * free_BL
+        certainty = torch.sigmoid(logit - self.logit_tau)
+        p = certainty * free_BL
         boundary = p > 0.5
         hard, soft = (boundary * weight).sum() / total, (p * weight).sum() / total
         n = 1.0 / self.rate
         ratio_loss = n / (n - 1) * ((n - 1) * hard * soft + (1 - hard) * (1 - soft))
-        return Routing(boundary, p, ratio_loss, hard, soft)
+        return Routing(boundary, p, certainty, ratio_loss, hard, soft)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from worldmodel.batch import Batch
-from worldmodel.config import CausalConfig, FrameConfig, LatentConfig, MainConfig, MambaConfig, ModelConfig
+from worldmodel.config import CausalConfig, FrameConfig, LatentConfig, MainConfig, MambaConfig, ModelConfig, SideConfig
 from worldmodel.model import WorldModel
 from worldmodel.specs import ActionSpec, ObservationSpec
 
@@ -25,6 +25,9 @@ LEARNED = replace(STRIDE, frame=replace(STRIDE.frame, boundary="learned", chunks
 EXTRA = replace(
     LEARNED, causal=(replace(STRIDE.causal[0], extra=1.0, max_extra=2, encoder_layers="m1t1", decoder_layers="t1m1"),)
 )
+# Every mechanism is in one of these at least; tests/worldmodel/test_mechanisms.py draws them in any combination.
+INNER = replace(STRIDE.causal[0], width=28)
+DEEP = replace(EXTRA, causal=(replace(EXTRA.causal[0], extra=2.0, max_extra=3), replace(INNER, extra=1.0)))
 CONFIGS = {
     "stride": STRIDE,
     "learned": LEARNED,
@@ -43,6 +46,30 @@ CONFIGS = {
         observation=ObservationSpec(shape=(5,), dtype="float32", kind="vector", scale=1.0),
         frame=replace(LEARNED.frame, patch=1, chunks=2.0, max_chunks=4),
     ),
+    "deep": DEEP,
+    # Chunks that reach over frames, in both stages, and know how long they were.
+    "merging": replace(
+        DEEP,
+        causal=(
+            replace(EXTRA.causal[0], frame_boundary=False, extra=1.5, lengths=True),
+            replace(INNER, frame_boundary=False, extra=0.7, lengths=True, residual="none"),
+        ),
+    ),
+    # Told from all sides.
+    "told": replace(
+        EXTRA,
+        main=replace(EXTRA.main, width=48),
+        side=SideConfig(path=8, values=True),
+        causal=(replace(EXTRA.causal[0], cut_off=True, residual="attention"),),
+    ),
+    "bare": replace(
+        STRIDE,
+        main=replace(STRIDE.main, width=48),
+        side=SideConfig(path=8, values=True),
+        causal=(replace(STRIDE.causal[0], cut_off=True, residual="mamba"),),
+    ),
+    "added": replace(EXTRA, side=SideConfig(action="add")),
+    "token": replace(DEEP, side=SideConfig(action="token")),
     "grid": replace(
         STRIDE,
         observation=ObservationSpec(shape=(3, 4, 2), kind="grid", scale=10.0),

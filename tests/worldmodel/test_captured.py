@@ -99,9 +99,9 @@ def test_what_it_was_not_captured_for_is_refused():
         captured(state[:2], random_actions(STRIDE, 3, seed=1))
     with pytest.raises(ValueError, match="captured for 3 rows, not for a state of 3 and 2 actions"):
         captured(state, random_actions(STRIDE, 2, seed=1))
-    smoothed = state.tensors["smoothed"]
-    for other in ({}, {"smoothed": smoothed[:, 1:]}, {"smoothed": smoothed, "more": smoothed}):
-        other = DreamState({n: t for n, t in state.tensors.items() if n != "smoothed"} | other)
+    smoothed = state.tensors["stage0.smoothed"]
+    for other in ({}, {"stage0.smoothed": smoothed[:, 1:]}, {"stage0.smoothed": smoothed, "more": smoothed}):
+        other = DreamState({n: t for n, t in state.tensors.items() if n != "stage0.smoothed"} | other)
         with pytest.raises(ValueError, match="another model"):
             captured(other, random_actions(STRIDE, 3, seed=1))
 

@@ -118,7 +118,7 @@ def test_an_action_moves_the_frame_it_led_to_and_nothing_before(name: str) -> No
         ):
             break
     a, b = parallel(model, batch).y, parallel(model, other).y
-    assert torch.equal(a[:, :4], b[:, :4])
+    torch.testing.assert_close(a[:, :4], b[:, :4], atol=1e-6, rtol=1e-6)  # not the bits: there may be more main tokens
     # y at F_4 already knows the action: it is what the frame's first chunk is predicted from.
     assert ((a[:, 4, 0] - b[:, 4, 0]).abs().amax(-1) > 1e-5).all()
 
@@ -204,7 +204,7 @@ def test_states_can_be_picked_joined_mixed_and_reseeded() -> None:
     assert torch.equal(mixed.feature, state.feature[[0, 1, 2]])
     fresh = state.reseed(torch.tensor([5, 6, 7]))
     assert fresh.tensors["key"].tolist() == [5, 6, 7] and fresh.tensors["step"].tolist() == [0, 0, 0]
-    assert torch.equal(fresh.tensors["smoothed"], state.tensors["smoothed"])
+    assert torch.equal(fresh.tensors["stage0.smoothed"], state.tensors["stage0.smoothed"])
 
 
 @every_config

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from worldmodel.side import SideVector, action_vector
+from worldmodel.config import SideConfig
+from worldmodel.side import Widening, action_vector
 from worldmodel.specs import ActionSpec
 
 
@@ -47,28 +48,44 @@ def test_leading_axes_are_kept():
     assert v.shape == (4, 5, 8)
 
 
-def test_a_new_side_vector_is_zero_and_learns_both_of_its_parts():
-    side = SideVector(10, 17, 4)
-    action = torch.eye(4)[None]
-    out = side(action)
-    assert out.shape == (1, 4, 7)
-    assert (out == 0).all()
+def test_a_new_side_vector_is_zero_and_learns_all_of_its_parts():
+    widen = Widening(10, 20, SideConfig(), 4, path=3)
+    x, action, path = torch.randn(1, 4, 10), torch.eye(4)[None], torch.randn(1, 4, 3)
+    out = widen(x, action, path)
+    assert out.shape == (1, 4, 20)
+    assert torch.equal(out[..., :10], x) and (out[..., 10:] == 0).all()
     out.sum().backward()
-    assert (side.action.weight.grad != 0).all()
-    assert (side.rest.grad != 0).all()
+    for part in (widen.action.weight, widen.path.weight, widen.rest):
+        assert (part.grad != 0).all()
 
 
-def test_the_action_fills_one_part_and_the_learned_rest_the_other():
-    side = SideVector(10, 17, 4)
+def test_each_part_fills_its_own_place():
+    widen = Widening(10, 20, SideConfig(), 4, path=3)
     with torch.no_grad():
-        side.action.weight.normal_()
-        side.rest.normal_()
-    out = side(torch.eye(4))
-    assert (out[:, 3:] == out[:1, 3:]).all()
-    assert len(out[:, :3].unique(dim=0)) == 4
+        for parameter in widen.parameters():
+            parameter.normal_()
+    action, path = torch.eye(4), torch.randn(4, 3)
+    out = widen(torch.zeros(4, 10), action, path)[:, 10:]
+    assert torch.equal(out[:, :3], widen.action(action)) and torch.equal(out[:, 3:6], widen.path(path))
+    assert (out[:, 6:] == widen.rest).all()
+
+
+def test_an_added_action_moves_what_is_widened_and_a_token_leaves_it_alone():
+    x, action = torch.randn(4, 10), torch.eye(4)
+    added, token = (Widening(10, 17, SideConfig(action=kind), 4) for kind in ("add", "token"))
+    assert torch.equal(added(x, action)[:, :10], x), "a plain widening at first"
+    with torch.no_grad():
+        added.action.weight.normal_()
+    assert ((added(x, action) - added(x, action.flip(0))).abs() > 0).all()
+    assert torch.equal(token(x, action), token(x, action.flip(0)))
 
 
 @pytest.mark.parametrize("wide", [10, 11, 5])
 def test_a_width_that_does_not_grow_is_refused(wide):
     with pytest.raises(ValueError, match=f"growing width, not 10 -> {wide}"):
-        SideVector(10, wide, 4)
+        Widening(10, wide, SideConfig(), 4)
+
+
+def test_a_path_that_leaves_no_place_for_the_action_is_refused():
+    with pytest.raises(ValueError, match="parallel path"):
+        Widening(10, 20, SideConfig(), 4, path=9)

@@ -290,7 +290,7 @@ def test_norms_and_single_vectors_do_not_decay(tmp_path: Path) -> None:
     learner = trainer(tmp_path)
     decays = {id(p): g["weight_decay"] for g in learner.optimizer.param_groups for p in g["params"]}
     for name, parameter in learner.model.named_parameters():
-        spared = name.endswith(("A_log", "dt_bias", ".D", "bias", "side1.rest", "side2.rest")) or "norm" in name
+        spared = name.endswith(("A_log", "dt_bias", ".D", "bias", "widen.rest")) or "norm" in name
         if spared:
             assert decays[id(parameter)] == 0, name
         elif name.endswith("in_proj.weight"):

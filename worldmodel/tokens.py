@@ -1,0 +1,99 @@
+"""What the causal stages know of tokens beside their content, and what the contents are made of.
+
+Shape suffixes: B rows, L tokens, M chosen tokens, K chunks, P patches, d width d0, A entries of an action vector,
+Z latent width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.config import ModelConfig
+from worldmodel.kernels.compaction import take
+from worldmodel.side import action_width
+
+
+@dataclass
+class Side:
+    """What comes to tokens from the side: `(B, L, ...)` for whole rows, `(B, ...)` for one token a row.
+
+    Attributes:
+        action: `(..., A)` action vector of the token's frame, the same for all of its tokens.
+        frame: `(...)` int64, the number of the token's frame in its piece, from 1.
+        values: `(..., Z + A)` [latent | action] for value embeddings, no latent at F_t; None where nobody asks for it.
+        path: `(..., path width)` what the parallel encoder says; None on the outermost way in, or without one.
+        certainty: `(...)` how sure the router was that a chunk starts here; None without a router.
+    """
+
+    action: Tensor
+    frame: Tensor
+    values: Tensor | None = None
+    path: Tensor | None = None
+    certainty: Tensor | None = None
+
+    def take(self, index_BM: Tensor, path: Tensor | None = None, certainty: Tensor | None = None) -> Side:
+        """The tokens at `index_BM`, with what the stage itself has to say of them."""
+        values = None if self.values is None else take(self.values, index_BM)
+        return Side(take(self.action, index_BM), self.frame.gather(1, index_BM), values, path, certainty)
+
+
+@dataclass
+class Marks:
+    """Which of the tokens of whole rows are what, all `(B, L)` bool.
+
+    Attributes:
+        is_frame: F_t.
+        reset: a piece begins here and nothing is remembered; always an F_t.
+        present: False at pads, which lie to the right.
+    """
+
+    is_frame: Tensor
+    reset: Tensor
+    present: Tensor
+
+    def take(self, index_BM: Tensor, kept_BM: Tensor) -> Marks:
+        """Those of the tokens at `index_BM`, of which only `kept_BM` are real."""
+        return Marks(self.is_frame.gather(1, index_BM) & kept_BM, self.reset.gather(1, index_BM) & kept_BM, kept_BM)
+
+
+def number_frames(is_frame_BL: Tensor, reset_BL: Tensor) -> Tensor:
+    """The number of each token's frame in its own piece, from 1: `(B, L)` int64."""
+    so_far = is_frame_BL.long().cumsum(1)
+    before = torch.where(reset_BL, so_far - 1, 0).cummax(1).values
+    return so_far - before
+
+
+class Contents(nn.Module):
+    """The contents of tokens, of width d0.
+
+    A chunk token says what its latent is, where the chunk starts, and how long the chunk BEFORE it was: how long it is
+    itself must be predicted, not given away. F_t is a learned vector, and the action if that is to be a token.
+    """
+
+    def __init__(self, config: ModelConfig, patches: int, latent_width: int) -> None:
+        super().__init__()
+        d = config.frame.width
+        self.latent = nn.Linear(latent_width, d)
+        self.start = nn.Parameter(torch.randn(patches, d) * 0.1)
+        self.length = nn.Parameter(torch.zeros(patches + 1, d))
+        self.frame = nn.Parameter(torch.randn(d) * 0.5)
+        self.action = None
+        if config.side.action == "token":
+            self.action = nn.Linear(action_width(config.action), d, bias=False)
+
+    def chunks(self, latent: Tensor, start: Tensor) -> Tensor:
+        """What chunks hold and where: `(..., Z)` and `(...)` give `(..., d)`."""
+        return self.latent(latent) + self.start[start]
+
+    def tokens(self, content: Tensor, start: Tensor, valid: Tensor) -> Tensor:
+        """Tokens of whole frames, from `chunks`: `(..., K, d)`."""
+        before = torch.cat([start[..., :1], start[..., :-1]], dim=-1)
+        return content + self.length[(start - before) * valid]
+
+    def frames(self, action: Tensor) -> Tensor:
+        """F_t for action vectors `(..., A)`: `(..., d)`."""
+        frame = self.frame.expand(*action.shape[:-1], -1)
+        return frame if self.action is None else frame + self.action(action)
