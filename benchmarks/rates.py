@@ -24,11 +24,6 @@ Work = Callable[[], object]
 AGENT_DREAMS = 256  # dreams in an update of the agent, 15 steps each
 
 
-def batches(table: FrameTable, config: TrainConfig) -> Segments:
-    """Batches as `worldmodel train` samples them."""
-    return Segments(table, config.batch_size, config.length, end_share=config.end_share, loose=config.loose)
-
-
 def all_distinct(table: FrameTable, seed: int = 0) -> FrameTable:
     """The same episodes with no two frames alike: a few pixels of each are changed by one grey level."""
     rng = np.random.default_rng(seed)
@@ -39,16 +34,16 @@ def all_distinct(table: FrameTable, seed: int = 0) -> FrameTable:
     return dataclasses.replace(table, frames=frames, index=np.arange(len(frames)))
 
 
-def distinct_share(table: FrameTable, config: TrainConfig, count: int = 16) -> float:
+def distinct_share(model: WorldModel, table: FrameTable, config: TrainConfig, count: int = 16) -> float:
     """Frames of a batch that are different from all others in it; the others cost the frame stage nothing."""
-    source = batches(table, config)
+    source = Segments.for_training(table, model.config, config)
     indices = [source.sample().index for _ in range(count)]
     return statistics.mean(len(torch.unique(index)) / index.numel() for index in indices)
 
 
 def training(model: WorldModel, table: FrameTable, config: TrainConfig) -> Work:
     """One update of a copy of the model, by the trainer as it is after its first, pictures-only updates."""
-    source = batches(table, config)
+    source = Segments.for_training(table, model.config, config)
     copy = WorldModel(model.config)
     copy.load_state_dict(model.state_dict())
     trainer = Trainer(copy.train(), source, Path("unused"), config)
@@ -127,7 +122,7 @@ def measure(model: WorldModel, table: FrameTable, repeats: int) -> dict[str, dic
     rates = {}
     for name, source in (("trained", table), ("trained, every frame distinct", all_distinct(table))):
         seconds = cpu_seconds(training(model, source, config), repeats)
-        rates[name] = {"per_cpu_second": frames / seconds, "distinct_share": distinct_share(source, config)}
+        rates[name] = {"per_cpu_second": frames / seconds, "distinct_share": distinct_share(model, source, config)}
     # As in sheeprl's figure: one agent's update over as many dreams as the batch has frames, 15 steps each.
     agent = cpu_seconds(agent_update(model, table), few)
     together = frames / rates["trained"]["per_cpu_second"] + agent * frames / AGENT_DREAMS

@@ -16,10 +16,12 @@ import torch
 from gymnasium import Space
 
 from worldmodel.batch import Batch
+from worldmodel.config import ModelConfig
 from worldmodel.envs.rollout import Episode
 from worldmodel.envs.spaces import action_spec, to_model_action
 from worldmodel.envs.store import EpisodeStore
 from worldmodel.errors import UserError
+from worldmodel.training import TrainConfig
 
 RARE = 0.1  # rewards on fewer than this share of all frames are events worth aiming at
 
@@ -138,6 +140,9 @@ class Segments:
         end_share: the share of rows that are made to hold a termination or a rare reward; the others follow the tape.
         loose: distinct frames that come along in each batch, each as likely as any other: what is seen rarely is
             painted as often as what is seen all the time.
+        mix: the share of loose frames into which a rectangle of another is pasted, so that the painter also sees what
+            never was: a code that can paint those can paint what a better player will see.
+        grain: side of the squares that such rectangles are made of; None for observations that have no two axes.
     """
 
     def __init__(
@@ -148,15 +153,32 @@ class Segments:
         seed: int = 0,
         end_share: float = 0.25,
         loose: int = 0,
+        mix: float = 0.0,
+        grain: int | None = None,
     ) -> None:
         self.table = table
-        self.loose = loose
+        self.loose, self.mix, self.grain = loose, mix, grain
         self.batch_size = batch_size
         self.length = length
         self.end_share = end_share
         self.rng = np.random.default_rng(seed)
         rewarded = table.reward != 0
         self.events = np.flatnonzero(table.terminated | (rewarded & (rewarded.mean() < RARE)))
+
+    @classmethod
+    def for_training(cls, table: FrameTable, model: ModelConfig, training: TrainConfig, seed: int = 0) -> Segments:
+        """As the two configs have it."""
+        grain = None if model.observation.kind == "vector" else model.frame.patch
+        return cls(
+            table,
+            training.batch_size,
+            training.length,
+            seed=seed,
+            end_share=training.end_share,
+            loose=training.loose,
+            mix=training.mix,
+            grain=grain,
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches, without end."""
@@ -165,7 +187,23 @@ class Segments:
 
     def sample(self) -> Batch:
         """The next batch."""
-        return self.table.gather(np.stack([self._row(begin) for begin in self._begins()]))
+        batch = self.table.gather(np.stack([self._row(begin) for begin in self._begins()]))
+        if self.loose:
+            batch.frames = torch.cat([batch.frames, torch.from_numpy(self._loose_frames())])
+        return batch
+
+    def _loose_frames(self) -> np.ndarray:
+        """`(loose, *observation shape)`, of which a share `mix` shows a piece of another frame."""
+        table, n, grain = self.table, self.loose, self.grain
+        frames = table.frames[self.rng.integers(len(table.frames), size=n)]
+        if self.mix and grain:
+            others = table.frames[self.rng.integers(len(table.frames), size=n)]
+            rows, columns = (-(-side // grain) for side in frames.shape[1:3])
+            for i in np.flatnonzero(self.rng.random(n) < self.mix):
+                (top, bottom), (left, right) = (_span(self.rng, side) for side in (rows, columns))
+                part = np.s_[i, grain * top : grain * bottom, grain * left : grain * right]
+                frames[part] = others[part]
+        return frames
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's random state: with it, the same batches follow."""
@@ -197,3 +235,9 @@ class Segments:
             pieces.append(np.arange(table.begin[episode], table.begin[episode + 1]))
             missing -= len(pieces[-1])
         return np.concatenate(pieces)[: self.length]
+
+
+def _span(rng: np.random.Generator, cells: int) -> tuple[int, int]:
+    """A random stretch of `cells`, at least one of them long."""
+    one, other = np.sort(rng.choice(cells + 1, 2, replace=False))
+    return int(one), int(other)

@@ -114,14 +114,7 @@ def train(args: Train, store: EpisodeStore) -> int:
         raise UserError(f"such a model cannot be built: {error}") from error
     if config.observation.kind == "vector":
         model.frame_stage.patches.fit(torch.from_numpy(table.frames).to(device))
-    batches = Segments(
-        table,
-        training.batch_size,
-        training.length,
-        seed=args.seed,
-        end_share=training.end_share,
-        loose=training.loose,
-    )
+    batches = Segments.for_training(table, config, training, seed=args.seed)
     trainer = Trainer(model, batches, args.out, training, seed=args.seed)
     if resuming:
         trainer.resume()

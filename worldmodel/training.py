@@ -48,6 +48,7 @@ class TrainConfig:
     end_share: float = 0.25  # rows that hold a reward or a termination
     pictures_first: int = 1500  # updates that only paint loose frames, a tenth of the cost of the others
     loose: int = 12  # frames that come along to be painted, rare ones as likely as common ones
+    mix: float = 0.5  # share of those into which a rectangle of another is pasted
     save_every: int = 200  # updates between checkpoints
     log_every: int = 20
     losses: LossConfig = field(default_factory=LossConfig)

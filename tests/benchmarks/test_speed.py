@@ -153,8 +153,8 @@ def test_where_it_was_measured_names_no_path():
 
 def test_distinct_frames(table):
     config = TrainConfig(batch_size=2, length=12)
-    assert rates.distinct_share(table, config) < 0.2
-    assert rates.distinct_share(rates.all_distinct(table), config) > 0.9
+    assert rates.distinct_share(model, table, config) < 0.2
+    assert rates.distinct_share(model, rates.all_distinct(table), config) > 0.9
     assert (np.abs(rates.all_distinct(table).frames.astype(int)) <= 1).all()
 
 

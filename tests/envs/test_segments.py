@@ -51,6 +51,47 @@ def test_the_table_holds_every_episode_in_the_timing_of_arrival(table):
         assert table.first[part].tolist() == [True] + [False] * episode.length
 
 
+def test_loose_frames_come_along_rare_ones_as_often_as_common_ones(sparse_table):
+    counts = np.zeros(len(sparse_table.frames))
+    known = {frame.tobytes(): i for i, frame in enumerate(sparse_table.frames)}
+    for batch in itertools.islice(Segments(sparse_table, 2, 4, loose=10), 400):
+        pointed = int(batch.index.max()) + 1
+        assert len(batch.frames) == pointed + 10
+        for frame in batch.frames[pointed:]:
+            counts[known[frame.numpy().tobytes()]] += 1
+    expected = 4000 / len(counts)
+    assert abs(counts - expected).max() < 6 * expected**0.5
+
+
+def test_mixed_frames_are_a_rectangle_of_one_frame_in_another():
+    rng = np.random.default_rng(0)
+    frames = np.arange(1, 7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 12, 1), np.uint8)
+    episode = Episode(frames, np.zeros(5, int), np.zeros(5, np.float32), False, True)
+    table = FrameTable.from_episodes([episode], last_action_env.LastActionEnv.action_space)
+    batch = Segments(table, 1, 2, seed=int(rng.integers(99)), loose=300, mix=0.5, grain=4).sample()
+    loose = batch.frames[int(batch.index.max()) + 1 :, :, :, 0].numpy()
+    mixed = [frame for frame in loose if len(np.unique(frame)) > 1]
+    assert 90 < len(mixed) < 160  # half of them, but for those that met themselves or were covered whole
+    for frame in mixed:
+        assert len(np.unique(frame)) == 2
+        cells = frame[::4, ::4]
+        assert (frame == cells.repeat(4, 0).repeat(4, 1)).all()
+        assert any(is_rectangle(cells == value) for value in np.unique(cells)), (
+            "one of the two values fills a rectangle"
+        )
+    assert (table.frames == frames).all(), "the table itself is left alone"
+
+
+def is_rectangle(mask):
+    rows, columns = mask.any(1), mask.any(0)
+    return bool((mask == np.outer(rows, columns)).all() and contiguous(rows) and contiguous(columns))
+
+
+def contiguous(flags):
+    where = np.flatnonzero(flags)
+    return bool((np.diff(where) == 1).all())
+
+
 def test_equal_frames_are_kept_once():
     frames = np.arange(4, dtype=np.float32).reshape(2, 2)[[0, 1, 0, 0]]
     episode = Episode(frames, np.zeros(3, int), np.zeros(3, np.float32), False, True)
@@ -146,11 +187,11 @@ def test_dense_rewards_are_no_events(table):
 
 
 def test_the_sampler_goes_on_exactly(tmp_path, table):
-    segments = Segments(table, 4, 10, seed=3)
+    segments = Segments(table, 4, 10, seed=3, loose=5, mix=0.5, grain=1)
     segments.sample()
     torch.save(segments.state_dict(), tmp_path / "state.pt")
     expected = [segments.sample() for _ in range(3)]
-    resumed = Segments(table, 4, 10, seed=99)
+    resumed = Segments(table, 4, 10, seed=99, loose=5, mix=0.5, grain=1)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for one, other in zip(expected, resumed):
         assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one))
