@@ -151,7 +151,7 @@ def test_where_it_was_measured_names_no_path():
     assert str(Path.home()) not in text and str(timing.ROOT) not in text
 
 
-def test_distinct_frames(table):
+def test_distinct_frames(model, table):
     config = TrainConfig(batch_size=2, length=12)
     assert rates.distinct_share(model, table, config) < 0.2
     assert rates.distinct_share(model, rates.all_distinct(table), config) > 0.9
