@@ -75,10 +75,8 @@ class Attention(nn.Module):
         q, k = qkv[:2] if position_BL is None else rotate(qkv[:2], position_BL)
         v = qkv[2]
         if self.embed_value is not None and values_BLS is not None:
-            # Contiguous, or matmul would take another way, with other last bits, where weights need no gradient.
-            first = x_BLD[..., : self.value_gate.in_features].contiguous()
-            gate = 2 * self.value_gate(first).sigmoid()  # (B, L, H)
-            embedded = self.embed_value(values_BLS.contiguous()).view(B, L, self.heads, D // self.heads)
+            gate = 2 * self.value_gate(x_BLD[..., : self.value_gate.in_features]).sigmoid()  # (B, L, H)
+            embedded = self.embed_value(values_BLS).view(B, L, self.heads, D // self.heads)
             v = v + (gate.unsqueeze(-1) * embedded).transpose(1, 2)
         return q, k, v
 
