@@ -86,6 +86,7 @@ class Attention(nn.Module):
         reset_BL: Tensor | None = None,
         pieces: Pieces | None = None,
         values_BLS: Tensor | None = None,
+        present_BL: Tensor | None = None,
     ) -> Tensor:
         """Attend; with resets, only within one's own piece of the row.
 
@@ -94,6 +95,7 @@ class Attention(nn.Module):
             reset_BL: True where a new sequence begins.
             pieces: from `pieces_of`: rows are laid one behind the other, and no mask over whole rows is made.
             values_BLS: what value embeddings are made of.
+            present_BL: False at positions that nobody is to see; for attention over whole frames.
         """
         B, L, D = x_BLD.shape
         if pieces is not None:
@@ -107,6 +109,11 @@ class Attention(nn.Module):
             if reset_BL is not None:
                 piece = reset_BL.long().cumsum(1)
                 mask = (mask & (piece[:, :, None] == piece[:, None, :])).unsqueeze(1)
+        elif present_BL is not None:
+            alone = torch.eye(
+                L, dtype=torch.bool, device=x_BLD.device
+            )  # where nobody is present, the sum must not be 0
+            mask = present_BL[:, None, None, :] | alone
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(y.transpose(1, 2).reshape(B, L, D))
 

@@ -68,13 +68,18 @@ class Block(nn.Module):
         return x if self.mlp is None or self.norm2 is None else x + self.mlp(self.norm2(x))
 
     def forward(
-        self, x_BLD: Tensor, reset_BL: Tensor | None, pieces: Pieces | None, values_BLS: Tensor | None
+        self,
+        x_BLD: Tensor,
+        reset_BL: Tensor | None,
+        pieces: Pieces | None,
+        values_BLS: Tensor | None,
+        present_BL: Tensor | None,
     ) -> Tensor:
         h = self.norm1(x_BLD)
         if isinstance(self.mixer, Mamba2):
             h = self.mixer(h, reset_BL)
         else:
-            h = self.mixer(h, reset_BL, pieces, values_BLS)
+            h = self.mixer(h, reset_BL, pieces, values_BLS, present_BL)
         return self._finish(x_BLD + h)
 
     def step(
@@ -169,6 +174,7 @@ class Stack(nn.Module):
         *,
         values: Tensor | None = None,
         x0: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> Tensor:
         """Whole rows.
 
@@ -177,10 +183,12 @@ class Stack(nn.Module):
             reset_BL: True where a new sequence begins.
             values: `(B, L, value width)`.
             x0: `(B, L, D)`.
+            present: `(B, L)` bool, False at pads, all on the right, that whole frames are not to see.
         """
-        pieces = pieces_of(x_BLD, reset_BL, causal=self.causal) if self.attends else None
+        by_pieces = self.attends and present is None
+        pieces = pieces_of(x_BLD, reset_BL, causal=self.causal) if by_pieces else None
         for i, block in enumerate(self.blocks):
-            x_BLD = block(self._shown(x_BLD, i, x0), reset_BL, pieces, values)
+            x_BLD = block(self._shown(x_BLD, i, x0), reset_BL, pieces, values, present)
         return self.norm(x_BLD)
 
     def step(

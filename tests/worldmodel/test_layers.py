@@ -147,3 +147,14 @@ def test_heads_that_do_not_fit_are_named():
 def test_a_window_that_sees_nothing_is_refused(window):
     with pytest.raises(ValueError, match="window"):
         Attention(16, 2, causal=True, window=window)
+
+
+def test_pads_are_seen_by_nobody_and_a_frame_of_pads_is_finite() -> None:
+    torch.manual_seed(0)
+    stack = Stack("T1m1t1", 16, heads=2, mamba=MambaConfig(d_state=4, headdim=8), causal=False)
+    x = torch.randn(3, 6, 16)
+    present = torch.arange(6) < torch.tensor([[6], [4], [0]])
+    y = stack(x, present=present)
+    assert y.isfinite().all()
+    torch.testing.assert_close(y[0], stack(x[:1])[0])
+    torch.testing.assert_close(y[1, :4], stack(x[1:2, :4])[0])
