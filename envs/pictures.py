@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from worldmodel.curve import CURVES
 from worldmodel.envs.fidelity_metrics import EVENT
 from worldmodel.envs.open_loop import closed_loop, observe_context, open_loop, truth
 from worldmodel.envs.test_set import TestSet
@@ -37,13 +38,14 @@ def to_rgb(frames: np.ndarray, spec: ObservationSpec) -> np.ndarray:
     return np.concatenate([frames[..., :3], np.zeros_like(frames[..., : max(0, 3 - channels)])], axis=-1)
 
 
-def chunk_edges(starts: np.ndarray, height: int, width: int, patch: int) -> np.ndarray:
+def chunk_edges(starts: np.ndarray, height: int, width: int, patch: int, order: str = "raster") -> np.ndarray:
     """Where the chunks of a frame meet.
 
     Args:
-        starts: `(K,)` first patches of the chunks, row by row from the upper left; -1 where absent.
+        starts: `(K,)` first patches of the chunks; -1 where absent.
         height, width: of the frame, in pixels.
         patch: side of a patch.
+        order: in which the patches follow one another, as in `FrameConfig`.
 
     Returns:
         `(n, 2, 2)` line segments from (x, y) to (x, y), in pixels from the upper left corner.
@@ -51,7 +53,9 @@ def chunk_edges(starts: np.ndarray, height: int, width: int, patch: int) -> np.n
     rows, columns = -(-height // patch), -(-width // patch)
     begins = np.zeros(rows * columns, dtype=np.int64)
     begins[starts[starts >= 0]] = 1
-    chunk = begins.cumsum().reshape(rows, columns)
+    of_cell = np.zeros_like(begins)
+    of_cell[CURVES[order](rows, columns)] = begins.cumsum()
+    chunk = of_cell.reshape(rows, columns)
     y, x = np.nonzero(chunk[1:] != chunk[:-1])  # the patch below belongs to another chunk
     across = np.stack([x, y + 1, x + 1, y + 1], axis=1)
     y, x = np.nonzero(chunk[:, 1:] != chunk[:, :-1])  # the patch to the right does
@@ -70,6 +74,7 @@ def film_strip(
     true_reward: np.ndarray | None = None,
     dream_reward: np.ndarray | None = None,
     patch: int = 8,
+    order: str = "raster",
     title: str = "",
 ) -> None:
     """Draw truth, dream and their difference below one another, frame by frame.
@@ -81,6 +86,7 @@ def film_strip(
         true_starts, dream_starts: `(T, K)` first patches of each frame's chunks, -1 where absent; drawn if given.
         true_reward, dream_reward: `(T,)`; rewards that are events are written under their frames.
         patch: side of a patch in pixels.
+        order: of the patches, as in `FrameConfig`.
         title: over the strip.
     """
     if true.shape != dream.shape:
@@ -107,7 +113,7 @@ def film_strip(
         axes.spines[:].set_visible(False)
         if starts is not None:
             shift = np.array([width + GAP, 0])
-            edges = [chunk_edges(s, height, width, patch) + t * shift for t, s in enumerate(starts)]
+            edges = [chunk_edges(s, height, width, patch, order) + t * shift for t, s in enumerate(starts)]
             axes.add_collection(LineCollection(list(np.concatenate(edges)), colors="#ffb000", linewidths=0.9))
     figure.savefig(path)
 
@@ -174,6 +180,7 @@ def draw_dreams(
             true_reward=real.reward[row, :length],
             dream_reward=dream.reward[row, :length],
             patch=model.config.frame.patch,
+            order=model.config.frame.order,
             title=f"{test_set.environment.get('id')}: {context} real frames, then the recorded actions open loop",
         )
         positions = windows.begin[row] + np.arange(context)

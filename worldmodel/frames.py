@@ -30,7 +30,7 @@ class FrameStage(nn.Module):
     def __init__(self, config: ModelConfig, latent_parameters: int, latent_width: int) -> None:
         super().__init__()
         frame = config.frame
-        self.patches = Patches(config.observation, frame.patch)
+        self.patches = Patches(config.observation, frame.patch, frame.order)
         P, V, D = self.patches.count, self.patches.values, frame.width
         if not 1 <= frame.chunks <= P:
             raise ValueError(f"a frame of {P} patches cannot have {frame.chunks} chunks")

@@ -9,16 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel.curve import CURVES
 from worldmodel.specs import ObservationSpec
 
 
 class Patches(nn.Module):
-    """Observations to normalised patches and back. Vectors are images one pixel wide; odd sizes are zero-padded."""
+    """Observations to normalised patches and back. Vectors are images one pixel wide; odd sizes are zero-padded.
+
+    Args:
+        spec: what an observation looks like.
+        patch: side of a patch.
+        order: in which the patches follow one another, a key of `CURVES`. Whoever sees patches sees them in this order.
+    """
 
     offset: Tensor
     scale: Tensor
+    order: Tensor | None
+    place: Tensor | None
 
-    def __init__(self, spec: ObservationSpec, patch: int) -> None:
+    def __init__(self, spec: ObservationSpec, patch: int, order: str = "raster") -> None:
         super().__init__()
         self.spec = spec
         self.H, self.W, self.C = spec.shape if len(spec.shape) == 3 else (spec.shape[0], 1, 1)
@@ -26,6 +35,10 @@ class Patches(nn.Module):
         self.rows, self.columns = -(-self.H // self.ph), -(-self.W // self.pw)
         self.count = self.rows * self.columns  # P
         self.values = self.ph * self.pw * self.C  # V
+        cells = torch.tensor(CURVES[order](self.rows, self.columns))
+        curved = order != "raster"  # which costs no gather
+        self.register_buffer("order", cells if curved else None, persistent=False)  # the cell of each patch
+        self.register_buffer("place", cells.argsort() if curved else None, persistent=False)  # the patch of each cell
         # One number for images and grids; one an entry for vectors, fitted to the data by `fit`.
         entries = (self.H, 1, 1) if spec.kind == "vector" else (1, 1, 1)
         self.register_buffer("offset", torch.full(entries, spec.offset))
@@ -44,12 +57,14 @@ class Patches(nn.Module):
         x = (frames.view(n, self.H, self.W, self.C).float() - self.offset) / self.scale
         x = F.pad(x, (0, 0, 0, self.columns * self.pw - self.W, 0, self.rows * self.ph - self.H))
         x = x.view(n, self.rows, self.ph, self.columns, self.pw, self.C).transpose(2, 3)
-        return x.reshape(n, self.count, self.values)
+        x = x.reshape(n, self.count, self.values)
+        return x if self.order is None else x[:, self.order]
 
     def inverse(self, patches: Tensor) -> Tensor:
         """`(n, P, V)` to `(n, *shape)` in the observation's own dtype, rounded and clipped for integers."""
         n = patches.shape[0]
-        x = patches.view(n, self.rows, self.columns, self.ph, self.pw, self.C).transpose(2, 3)
+        x = patches if self.place is None else patches[:, self.place]
+        x = x.view(n, self.rows, self.columns, self.ph, self.pw, self.C).transpose(2, 3)
         x = x.reshape(n, self.rows * self.ph, self.columns * self.pw, self.C)[:, : self.H, : self.W]
         x = (x * self.scale + self.offset).reshape(n, *self.spec.shape)
         return x.round().clamp(0, 255).to(torch.uint8) if self.spec.dtype == "uint8" else x

@@ -51,6 +51,12 @@ def test_chunk_edges():
         assert set(map(tuple, found.tolist())) == edges_of(starts, 56, 56, 8)
 
 
+def test_chunk_edges_follow_the_order_of_the_patches():
+    """A curve through 2 x 2 patches goes down, to the right and up: its second half is the right column."""
+    halves = chunk_edges(np.array([0, 2]), 16, 16, 8, "hilbert")
+    assert sorted(map(tuple, halves.reshape(-1, 4).tolist())) == [(8, 0, 8, 8), (8, 8, 8, 16)]
+
+
 def test_to_rgb():
     grey = np.full((2, 4, 4, 1), 7, np.uint8)
     assert to_rgb(grey, ObservationSpec(shape=(4, 4, 1))).tolist() == np.full((2, 4, 4, 3), 7).tolist()
