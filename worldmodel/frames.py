@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel.boundaries import frame_router
 from worldmodel.chunks import Chunks
 from worldmodel.config import ModelConfig
 from worldmodel.kernels.compaction import compact, spread, take
 from worldmodel.layers import Stack
 from worldmodel.patches import Patches
-from worldmodel.router import Router, Routing, straight_through
+from worldmodel.router import Routing, Threshold, straight_through
 
 
 class FrameStage(nn.Module):
@@ -32,24 +33,15 @@ class FrameStage(nn.Module):
         frame = config.frame
         self.patches = Patches(config.observation, frame.patch, frame.order)
         P, V, D = self.patches.count, self.patches.values, frame.width
-        if not 1 <= frame.chunks <= P:
-            raise ValueError(f"a frame of {P} patches cannot have {frame.chunks} chunks")
-        self.max_chunks = min(frame.max_chunks, P)
         self.embed = nn.Linear(V, D)
         # Of size 1/2, not 0.02: patches that look alike must still differ for the router, or it never fires.
         self.place = nn.Parameter(torch.randn(P, D) * 0.5)
         self.encoder = Stack(frame.encoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
-        self.router = None
-        if frame.boundary == "learned":
-            if not 1 < frame.chunks < P or frame.max_chunks < frame.chunks:
-                raise ValueError(
-                    f"learned boundaries need a number of chunks between 1 and the {P} patches of a frame, both "
-                    f"exclusive, and max_chunks not below it, not chunks={frame.chunks}, max_chunks={frame.max_chunks}"
-                )
-            self.router = Router(D, rate=(frame.chunks - 1) / (P - 1))
-        else:
-            self.max_chunks = round(frame.chunks)
-        self.register_buffer("fixed_start", torch.arange(round(frame.chunks)) * P // round(frame.chunks))
+        self.router = frame_router(frame, P)
+        self.learned = frame.boundary == "learned"
+        fixed = P if frame.boundary == "none" else round(frame.chunks)
+        self.register_buffer("fixed_start", torch.arange(fixed) * P // fixed)
+        self.max_chunks = fixed if self.router is None else min(frame.max_chunks, P)
         # The first patch of a chunk cannot know where the chunk will end, so its vector also pools the whole span. A
         # plain mean would mix a dozen patches in D numbers; each patch is weighed by its place first, in R ways.
         R = self.readers = frame.readers
@@ -79,7 +71,7 @@ class FrameStage(nn.Module):
             start = self.fixed_start.expand(U, -1)
             chunks, routing = Chunks.at(start, torch.ones_like(start, dtype=torch.bool), P), None
         else:
-            chunks, routing = self._route(self.router, h, weight_U)
+            chunks, routing = self._route(self.router, h if self.learned else patches_UPV, weight_U)
         K = chunks.start.shape[1]
         member = F.one_hot(chunks.of_patch, K).to(h.dtype).transpose(1, 2)  # (U, K, P)
         weighed = (h.unsqueeze(2) * self.pool_gain).flatten(2)  # (U, P, R * D)
@@ -91,12 +83,12 @@ class FrameStage(nn.Module):
             routing,
         )  # full precision under autocast, too: classes are told apart by it
 
-    def _route(self, router: Router, h_UPD: Tensor, weight_U: Tensor | None) -> tuple[Chunks, Routing]:
-        U, P, _ = h_UPD.shape
-        free = torch.ones(U, P, device=h_UPD.device)
+    def _route(self, router: Threshold, x_UPD: Tensor, weight_U: Tensor | None) -> tuple[Chunks, Routing]:
+        U, P, _ = x_UPD.shape
+        free = torch.ones(U, P, device=x_UPD.device)
         free[:, 0] = 0  # the first patch always starts a chunk, and does not count as the router's doing
         weight = None if weight_U is None else weight_U[:, None].expand(U, P).float()
-        routing = router(h_UPD, free, weight)
+        routing = router(x_UPD, free, weight)
         rank = routing.probability.detach().clone()
         rank[:, 0] = 2.0
         boundary = routing.boundary.clone()
@@ -107,8 +99,9 @@ class FrameStage(nn.Module):
         start, valid = compact(boundary)
         start, valid = start[:, : self.max_chunks], valid[:, : self.max_chunks]
         chunks = Chunks.at(torch.where(valid, start, 0), valid, P)
-        probability = torch.cat([torch.ones_like(free[:, :1]), routing.probability[:, 1:]], dim=1)
-        chunks.gate = straight_through(probability, boundary)
+        if self.learned:
+            probability = torch.cat([torch.ones_like(free[:, :1]), routing.probability[:, 1:]], dim=1)
+            chunks.gate = straight_through(probability, boundary)
         return chunks, routing
 
     def decode(self, latent_nKZ: Tensor, past_nKE: Tensor | None, chunks: Chunks) -> Tensor:

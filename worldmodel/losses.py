@@ -79,8 +79,8 @@ def world_model_loss(
     terms["reward"] = _mean(F.binary_cross_entropy_with_logits(event, paid, reduction="none") + sized, arrived)
     ended = F.binary_cross_entropy_with_logits(terminated, batch.terminated.float(), reduction="none")
     terms["terminated"] = _mean(ended, arrived)
-    if seen.routing:
-        terms["ratio"] = torch.stack([r.ratio_loss for r in seen.routing.values()]).sum()
+    if ratios := [r.ratio_loss for r in seen.routing.values() if r.ratio_loss is not None]:
+        terms["ratio"] = torch.stack(ratios).sum()
     for name, r in seen.routing.items():
         notes |= {f"router/{name}_F": r.hard_rate, f"router/{name}_G": r.soft_rate}
 
@@ -148,8 +148,9 @@ def picture_loss(
     total = config.reconstruction * error
     notes = {"loss/reconstruction": error, "latent/posterior_entropy": model.latent.entropy(posterior).sum(-1).mean()}
     if routing is not None:
-        total = total + config.ratio * routing.ratio_loss
         notes |= {"router/frame_F": routing.hard_rate, "router/frame_G": routing.soft_rate}
+        if routing.ratio_loss is not None:
+            total = total + config.ratio * routing.ratio_loss
     return total, {name: value.detach() for name, value in notes.items()}
 
 

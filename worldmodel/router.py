@@ -1,4 +1,4 @@
-"""Where a chunk starts: H-Net's router, kept at its rate by a running quantile.
+"""Where a chunk starts: a threshold that keeps its rate, and H-Net's router, whose scores it cuts.
 
 The reference asks whether neighbouring vectors point apart, `p = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2`, and starts a
 chunk where p > 1/2. Two things differ here, each for a failure that was seen:
@@ -35,16 +35,16 @@ class Routing:
         boundary: `(B, L)` bool.
         probability: `(B, L)` fp32, the recalibrated p', 0 where the router may not decide.
         certainty: `(B, L)` p' everywhere.
-        ratio_loss: scalar, 1 at the wanted rate (H-Net eq. 10).
         hard_rate, soft_rate: F and G, the share of boundaries and the mean of p'.
+        ratio_loss: scalar, 1 at the wanted rate (H-Net eq. 10); None where nothing about the scores is learned.
     """
 
     boundary: Tensor
     probability: Tensor
     certainty: Tensor
-    ratio_loss: Tensor
     hard_rate: Tensor
     soft_rate: Tensor
+    ratio_loss: Tensor | None = None
 
 
 def straight_through(probability: Tensor, boundary: Tensor) -> Tensor:
@@ -53,37 +53,64 @@ def straight_through(probability: Tensor, boundary: Tensor) -> Tensor:
     return 1.0 + (confidence - confidence.detach())
 
 
-def weighted_quantile(value: Tensor, weight: Tensor, q: float) -> Tensor:
+def weighted_quantile(value: Tensor, weight: Tensor, q: float | Tensor) -> Tensor:
     """The smallest value such that values up to it hold the share `q` of the weight. Both flat."""
     value, order = value.sort()
     total = weight[order].cumsum(0)
     return value[torch.searchsorted(total, q * total[-1]).clamp(max=len(value) - 1)]
 
 
-class Router(nn.Module):
+class Threshold(nn.Module):
+    """Boundaries where a score, a logit, is above tau, its own (1 - rate)-quantile.
+
+    Args:
+        rate: wanted share of boundaries among the positions that may have one, in (0, 1).
+    """
+
+    rate: Tensor
+    logit_tau: Tensor
+    passes: Tensor
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not 0 < rate < 1:
+            raise ValueError(f"a router's rate must lie between 0 and 1, not at {rate}")
+        self.register_buffer("rate", torch.tensor(rate))
+        self.register_buffer("logit_tau", torch.zeros(()))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def renew(self, logit_BL: Tensor, weight_BL: Tensor, share: float) -> None:
+        """Move tau by `share` to the quantile of some scores, each of which counts as often as its weight says."""
+        counted = weight_BL > 0
+        quantile = weighted_quantile(logit_BL.detach()[counted], weight_BL[counted], 1 - self.rate)
+        self.logit_tau.lerp_(quantile, share)
+
+    def cut(self, logit_BL: Tensor, free_BL: Tensor, weight_BL: Tensor) -> Routing:
+        """Boundaries by their scores; arguments as in `Router.forward`, but the weights are 0 where nothing is free."""
+        certainty = torch.sigmoid(logit_BL - self.logit_tau)
+        p = certainty * free_BL
+        boundary = p > 0.5
+        total = weight_BL.sum().clamp(min=1e-6)
+        return Routing(boundary, p, certainty, (boundary * weight_BL).sum() / total, (p * weight_BL).sum() / total)
+
+
+class Router(Threshold):
     """Boundary probabilities between neighbouring vectors.
 
     Args:
         width: D.
-        rate: wanted share of boundaries among the positions that may have one, in (0, 1).
+        rate: as for `Threshold`.
     """
 
     mean: Tensor
-    logit_tau: Tensor
-    passes: Tensor
 
     def __init__(self, width: int, rate: float) -> None:
-        super().__init__()
-        if not 0 < rate < 1:
-            raise ValueError(f"a router's rate must lie between 0 and 1, not at {rate}")
-        self.rate = rate
+        super().__init__(rate)
         self.q = nn.Linear(width, width, bias=False)
         self.k = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.q.weight)
         nn.init.eye_(self.k.weight)
         self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("logit_tau", torch.zeros(()))
-        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
 
     def raw_logit(self, before: Tensor, here: Tensor) -> Tensor:
         """logit p of a boundary at `here`, in fp32. Both `(..., D)`."""
@@ -104,23 +131,18 @@ class Router(nn.Module):
                 None where nothing is to be learned from them: mean and tau stay as they are in training, too.
         """
         weight = free_BL if weight_BL is None else weight_BL * free_BL
-        total = weight.sum().clamp(min=1e-6)
-        chosen = weight > 0
-        measure = self.training and weight_BL is not None and bool(chosen.any())
+        measure = self.training and weight_BL is not None and bool((weight > 0).any())
         # At first what this pass says, whole. Later slowly: a threshold that jumps from batch to batch makes boundaries
         # flicker, and with them the code that the prior has to foretell.
         share = 1.0 if self.passes < SETTLED else 0.01
         if measure:
             self.passes += 1
-            self.mean.lerp_((x_BLD.detach().float() * (weight / total).unsqueeze(-1)).sum((0, 1)), share)
+            of_all = (weight / weight.sum()).unsqueeze(-1)
+            self.mean.lerp_((x_BLD.detach().float() * of_all).sum((0, 1)), share)
         logit = F.pad(self.raw_logit(x_BLD[:, :-1], x_BLD[:, 1:]), (1, 0))
         if measure:
-            quantile = weighted_quantile(logit.detach()[chosen], weight[chosen], 1 - self.rate)
-            self.logit_tau.lerp_(quantile, share)
-        certainty = torch.sigmoid(logit - self.logit_tau)
-        p = certainty * free_BL
-        boundary = p > 0.5
-        hard, soft = (boundary * weight).sum() / total, (p * weight).sum() / total
-        n = 1.0 / self.rate
-        ratio_loss = n / (n - 1) * ((n - 1) * hard * soft + (1 - hard) * (1 - soft))
-        return Routing(boundary, p, certainty, ratio_loss, hard, soft)
+            self.renew(logit, weight, share)
+        routing = self.cut(logit, free_BL, weight)
+        hard, soft, n = routing.hard_rate, routing.soft_rate, 1.0 / self.rate
+        routing.ratio_loss = n / (n - 1) * ((n - 1) * hard * soft + (1 - hard) * (1 - soft))
+        return routing

@@ -93,8 +93,8 @@ def test_chunks_cover_every_patch_in_order(name):
         assert chunks.valid[i].tolist() == sorted(chunks.valid[i].tolist(), reverse=True)  # present ones come first
         expected = [sum(s <= p for s in start) - 1 for p in range(P)]
         assert chunks.of_patch[i].tolist() == expected
-    if config.frame.boundary == "stride":
-        assert (count == config.frame.chunks).all()
+    if config.frame.boundary in ("stride", "none"):
+        assert (count == (P if config.frame.boundary == "none" else config.frame.chunks)).all()
     else:
         assert len(count.unique()) > 1  # or the tests of ragged rows would test nothing
         assert count.max() <= config.frame.max_chunks
@@ -119,7 +119,7 @@ def test_the_cap_keeps_the_most_probable_boundaries(cap):
         assert capped.start[i, capped.valid[i]].tolist() == [0, *sorted(best)]
 
 
-@pytest.mark.parametrize("name", ["stride", "learned", "vector_learned", "grid"])
+@pytest.mark.parametrize("name", ["stride", "learned", "none", "change", "random", "vector_learned", "grid"])
 def test_nothing_crosses_from_frame_to_frame(name):
     model = random_model(CONFIGS[name])
     frames = random_frames(CONFIGS[name], 10, 5)
@@ -224,6 +224,8 @@ def test_training_holds_the_wanted_number_of_chunks():
         ({"boundary": "learned", "chunks": 1.0}, "between 1 and"),
         ({"boundary": "learned", "chunks": 12.0, "max_chunks": 12}, "between 1 and"),
         ({"boundary": "learned", "max_chunks": 3}, "max_chunks"),
+        ({"boundary": "change", "chunks": 1.0}, "change boundaries need a number of chunks between 1 and the 12"),
+        ({"boundary": "random", "max_chunks": 3}, "random boundaries need .* max_chunks not below it"),
         ({"boundary": "learned", "max_chunks": -1}, "max_chunks"),
         ({"boundary": "learned", "patch": 16, "chunks": 1.0}, "between 1 and"),
         ({"heads": 3}, "3 heads"),

@@ -112,11 +112,11 @@ def test_a_pair_alone_gives_what_the_row_gives():
 
 def test_only_training_passes_renew_mean_and_tau():
     router = Router(16, rate=0.3)
-    before = {name: value.clone() for name, value in router.named_buffers()}
+    before = {name: value.clone() for name, value in router.named_buffers() if name != "rate"}
     run(router.eval(), vectors(4, 20))
-    assert all(torch.equal(value, before[name]) for name, value in router.named_buffers())
+    assert all(torch.equal(value, router.get_buffer(name)) for name, value in before.items())
     run(router.train(), vectors(4, 20))
-    assert not any(torch.equal(value, before[name]) for name, value in router.named_buffers())
+    assert not any(torch.equal(value, router.get_buffer(name)) for name, value in before.items())
 
 
 def test_evaluation_after_a_training_pass_gives_what_the_pass_gave():

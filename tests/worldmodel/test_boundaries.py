@@ -1,0 +1,136 @@
+"""Boundaries that nobody learns: at their rate, by their rule, the same for the same frame, and without a gate."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_models import CONFIGS, LEARNED, STRIDE, random_batch, random_frames, random_model
+
+from worldmodel.boundaries import Change, Random, content_key
+from worldmodel.losses import LossConfig, picture_loss, world_model_loss
+from worldmodel.model import WorldModel
+
+KEY = torch.tensor([11, 22, 33])
+KINDS = torch.rand(4, 12, generator=torch.Generator().manual_seed(0))
+
+
+def rule(name):
+    return {"change": Change(0.25, 49), "random": Random(0.25)}[name]
+
+
+def tiles(n, seed=0):
+    """Patches `(n, 49, 12)` as those of a grid world: a few kinds, and one of them nearly everywhere."""
+    g = torch.Generator().manual_seed(seed)
+    return KINDS[(torch.rand(n, 49, generator=g) ** 3 * 4).long()]
+
+
+def free_after_the_first(x):
+    free = torch.ones(x.shape[:2])
+    free[:, 0] = 0
+    return free
+
+
+@pytest.mark.parametrize("name", ["change", "random"])
+def test_the_rate_is_held_from_the_first_pass_on_and_afterwards(name):
+    """Also among tiles of which most equal the one before."""
+    source = rule(name)
+    held = []
+    for i in range(20):
+        x = tiles(40, seed=i)
+        held.append(source(x, free_after_the_first(x), free_after_the_first(x)).hard_rate.item())
+    assert held == pytest.approx([0.25] * 20, abs=0.05)
+    source.eval()
+    before = source.logit_tau.clone()
+    x = torch.cat([tiles(40, seed=i) for i in range(100, 110)])
+    assert source(x, free_after_the_first(x), free_after_the_first(x)).hard_rate == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(source.logit_tau, before)
+
+
+def test_change_prefers_what_changes_more_and_says_d_over_d_plus_tau():
+    source = Change(0.25, 6).eval()
+    source.logit_tau.copy_(torch.tensor(0.005).log())
+    x = torch.tensor([0.0, 0.0, 0.1, 0.11, 0.5, 0.0]).view(1, 6, 1).expand(1, 6, 12)
+    routing = source(x, free_after_the_first(x), None)
+    d = (x[:, 1:] - x[:, :-1])[..., 0].square()
+    torch.testing.assert_close(routing.probability[:, 1:], d / (d + 0.005), atol=1e-3, rtol=1e-3)
+    assert routing.boundary[0].tolist() == [False, False, True, False, True, True]
+
+
+def test_random_boundaries_follow_the_content_and_no_neighbour():
+    x = torch.rand(30, 49, 12)
+    free = free_after_the_first(x)
+    source = rule("random")
+    drawn = source(x, free, free).boundary
+    order = torch.randperm(30)
+    assert torch.equal(source(x[order], free, None).boundary, drawn[order])
+    touched = x.clone()
+    touched[:, 40, 3] += 1 / 255
+    assert len(content_key(torch.cat([x, touched])).unique()) == 60
+    again = source(touched, free, None).boundary
+    shared = (again & drawn).sum() / drawn.sum()
+    assert shared == pytest.approx(0.25, abs=0.1)  # a frame that differs by one byte is another frame
+
+
+@pytest.mark.parametrize("name", ["change", "random"])
+def test_forward_and_observe_agree_about_boundaries_that_nobody_learns(name):
+    model = random_model(CONFIGS[name])
+    batch = random_batch(CONFIGS[name], rows=3, length=6, seed=4)
+    with torch.no_grad():
+        starts = model(batch, KEY).chunks
+    state = model.initial_state(3, KEY)
+    for t in range(6):
+        state, out = model.observe(state, batch.action[:, t], batch.frames[batch.index[:, t]], batch.first[:, t])
+        for row in range(3):
+            expected = starts.start[row * 6 + t][starts.valid[row * 6 + t]].tolist()
+            assert [s for s in out.starts[row].tolist() if s >= 0] == expected
+
+
+@pytest.mark.parametrize("name", ["change", "random"])
+def test_nothing_learned_has_no_gate_and_no_ratio_loss_but_a_report(name):
+    config = CONFIGS[name]
+    model = random_model(config).train()
+    assert not model.fixed_starts
+    batch = random_batch(config)
+    seen = model(batch, KEY)
+    assert seen.chunks.gate is None
+    assert seen.routing["frame"].ratio_loss is None
+    generator = torch.Generator().manual_seed(0)
+    for _, notes in (
+        world_model_loss(model, batch, LossConfig(), key=KEY, generator=generator),
+        picture_loss(model, batch, LossConfig(), key=KEY),
+    ):
+        assert "loss/ratio" not in notes
+        assert 0 < notes["router/frame_F"] < 1
+    with torch.no_grad():
+        assert model.eval()(batch, KEY).routing["frame"].boundary.any()
+
+
+def test_no_boundaries_at_all_is_a_stride_of_one_patch_bit_for_bit():
+    P = 12
+    none = replace(STRIDE, frame=replace(STRIDE.frame, boundary="none", chunks=3.0, max_chunks=2))
+    stride = replace(STRIDE, frame=replace(STRIDE.frame, chunks=float(P)))
+    passes = []
+    for config in (none, stride):
+        torch.manual_seed(0)
+        model = WorldModel(config)
+        assert model.fixed_starts
+        passes.append(model(random_batch(config), KEY))
+    assert passes[0].chunks.start[0].tolist() == list(range(P))
+    assert torch.equal(passes[0].y, passes[1].y)
+    assert torch.equal(passes[0].latent, passes[1].latent)
+
+
+def test_only_what_is_known_beforehand_counts_as_fixed():
+    fixed = {name: WorldModel(config).fixed_starts for name, config in CONFIGS.items()}
+    assert fixed == {name: config.frame.boundary in ("stride", "none") for name, config in CONFIGS.items()}
+
+
+@pytest.mark.parametrize("boundary", ["learned", "change", "random"])
+def test_every_source_keeps_to_the_cap(boundary):
+    config = replace(LEARNED, frame=replace(LEARNED.frame, boundary=boundary, chunks=4.0, max_chunks=4))
+    model = random_model(config)
+    with torch.no_grad():
+        chunks, _, _ = model.frame_stage.encode(model.frame_stage.patches(random_frames(config, 50, 0)), None)
+    count = chunks.valid.sum(1)
+    assert count.max() == 4
+    assert count.min() < 4

@@ -1,0 +1,89 @@
+"""Where the chunks of a frame may start, beside a fixed stride and H-Net's router: plain rules to weigh it against.
+
+`Change` starts a chunk where a patch is unlike the one before it, `Random` anywhere: at the same rate, with the same
+cap and the same report as the router, but with nothing to learn, and so without a gate for a gradient.
+
+Shape suffixes: U frames, P patches, V values of a patch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldmodel.config import FrameConfig
+from worldmodel.kernels import noise
+from worldmodel.router import Router, Routing, Threshold
+
+SMALLEST = 1e-8  # less than one step of one byte makes in a patch of a thousand
+CONTENT, PLACE = 0, 1  # streams of noise
+
+
+class Change(Threshold):
+    """p' = d / (d + tau), for d the mean squared difference between a patch and the patch before it.
+
+    Args:
+        rate: as for `Threshold`.
+        patches: P.
+    """
+
+    tie: Tensor
+
+    def __init__(self, rate: float, patches: int) -> None:
+        super().__init__(rate)
+        # The patches of a grid world are of a few kinds, so many differences are equal; if tau fell among those, all or
+        # none would be boundaries. Their places decide, in the same way in every frame.
+        word = noise.row_hash(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), PLACE)
+        self.register_buffer("tie", 1e-3 * noise.uniform(word, patches)[0], persistent=False)
+
+    def forward(self, patches_UPV: Tensor, free_UP: Tensor, weight_UP: Tensor | None) -> Routing:
+        """Boundaries of some frames; arguments as in `Router.forward`."""
+        d = (patches_UPV[:, 1:] - patches_UPV[:, :-1]).square().mean(-1)
+        logit = F.pad((d + SMALLEST).log(), (1, 0)) + self.tie
+        weight = free_UP if weight_UP is None else weight_UP * free_UP
+        if self.training and weight_UP is not None and bool((weight > 0).any()):
+            self.passes += 1
+            # The mean of all batches at first: a frame's scores never change, so tau may settle at once.
+            self.renew(logit, weight, max(1 / self.passes.item(), 0.01))
+        return self.cut(logit, free_UP, weight)
+
+
+class Random(Threshold):
+    """Boundaries drawn by a hash of the frame's content: the same frame always has the same ones."""
+
+    def forward(self, patches_UPV: Tensor, free_UP: Tensor, weight_UP: Tensor | None) -> Routing:
+        """Boundaries of some frames; arguments as in `Router.forward`."""
+        key = content_key(patches_UPV)
+        uniform = noise.uniform(noise.row_hash(key, torch.zeros_like(key), CONTENT), patches_UPV.shape[1])
+        # The quantile of uniform numbers is known; tau stays at 0.
+        logit = uniform.logit() - (1 - self.rate).logit()
+        return self.cut(logit, free_UP, free_UP if weight_UP is None else weight_UP * free_UP)
+
+
+def content_key(patches_UPV: Tensor) -> Tensor:
+    """`(U,)` int64 that says what is in each frame: a sum of integers, which is the same in any order."""
+    bits = patches_UPV.contiguous().view(torch.int32).flatten(1).long()
+    place = torch.arange(bits.shape[1], device=bits.device)
+    return (bits * (2 * noise.row_hash(place, torch.zeros_like(place), PLACE) + 1)).sum(1)
+
+
+def frame_router(config: FrameConfig, patches: int) -> Threshold | None:
+    """What decides where the chunks of a frame of P `patches` start; None where that is fixed.
+
+    Raises:
+        ValueError: there can be no such number of chunks.
+    """
+    if config.boundary in ("stride", "none"):
+        if config.boundary == "stride" and not 1 <= config.chunks <= patches:
+            raise ValueError(f"a frame of {patches} patches cannot have {config.chunks} chunks")
+        return None
+    if not 1 < config.chunks < patches or config.max_chunks < config.chunks:
+        raise ValueError(
+            f"{config.boundary} boundaries need a number of chunks between 1 and the {patches} patches of a frame, "
+            f"both exclusive, and max_chunks not below it, not chunks={config.chunks}, max_chunks={config.max_chunks}"
+        )
+    rate = (config.chunks - 1) / (patches - 1)
+    if config.boundary == "change":
+        return Change(rate, patches)
+    return Random(rate) if config.boundary == "random" else Router(config.width, rate)
