@@ -40,7 +40,7 @@ class Change(Threshold):
     def forward(self, patches_UPV: Tensor, free_UP: Tensor, weight_UP: Tensor | None) -> Routing:
         """Boundaries of some frames; arguments as in `Router.forward`."""
         d = (patches_UPV[:, 1:] - patches_UPV[:, :-1]).square().mean(-1)
-        logit = F.pad((d + SMALLEST).log(), (1, 0)) + self.tie
+        logit = F.pad((d + SMALLEST).log(), (1, 0)) + self.tie[: patches_UPV.shape[1]]
         weight = free_UP if weight_UP is None else weight_UP * free_UP
         if self.training and weight_UP is not None and bool((weight > 0).any()):
             self.passes += 1

@@ -107,7 +107,7 @@ class CausalStage(nn.Module):
         h = self.encoder(self.widen(x_BLd, side.action, side.path), marks.reset, values=side.values)
         path = None
         if self.path is not None:
-            path = self.path(side.path if self.path_in is None else self.path_in(x_BLd), marks.reset)
+            path = self.path(side.path if self.path_in is None else self.path_in(x_BLd).to(h.dtype), marks.reset)
         said: dict[str, Routing] = {}
         forced = marks.is_frame if self.frame_boundary else marks.reset
         boundary, p, certainty = forced & marks.present, forced.float(), None
@@ -192,7 +192,7 @@ class CausalStage(nn.Module):
         h = self.encoder.step(wide, memory, f"{name}.encoder", count, active_B, in_place=own, values=side.values)
         path = None
         if self.path is not None:
-            path_in = side.path if self.path_in is None else self.path_in(x_Bd)
+            path_in = side.path if self.path_in is None else self.path_in(x_Bd).to(h.dtype)
             assert path_in is not None
             path = self.path.step(path_in, memory, f"{name}.path", count, active_B, in_place=own)
         if frame and self.frame_boundary:
@@ -241,7 +241,7 @@ class CausalStage(nn.Module):
         h = self.encoder.extend(wide, memory, f"{name}.encoder", count, values=side.values)
         path = None
         if self.path is not None and self.path_in is not None:
-            path = self.path.extend(self.path_in(x_BLd), memory, f"{name}.path", count)[:, 0]
+            path = self.path.extend(self.path_in(x_BLd).to(h.dtype), memory, f"{name}.path", count)[:, 0]
         z = self._inside(h[:, 0], tokens[0], path, None, memory, None, frame=True, own=False)
         memory[f"{name}.smoothed"] = z
         memory[f"{name}.count"] = count + L

@@ -18,7 +18,7 @@ class Chunks:
     Attributes:
         start: `(n, K)` int64, first patch of each chunk; 0 where absent.
         valid: `(n, K)` bool, which of the K exist.
-        of_patch: `(n, P)` int64, the chunk that each patch belongs to.
+        of_patch: `(n, P)` int64, the chunk that each patch belongs to; -1 where it has not changed.
         gate: `(n, P)` STE of the router's confidence, or None where boundaries are fixed.
     """
 
@@ -28,11 +28,12 @@ class Chunks:
     gate: Tensor | None = None
 
     @classmethod
-    def at(cls, start: Tensor, valid: Tensor, patches: int) -> Chunks:
-        """From starts alone, as a dream generates them."""
+    def at(cls, start: Tensor, valid: Tensor, patches: int, changed: Tensor | None = None) -> Chunks:
+        """From starts alone, as a dream generates them; of the `changed` patches `(n, P)` only, if those are given."""
         place = torch.arange(patches, device=start.device)
         begun = (start.unsqueeze(-1) <= place) & valid.unsqueeze(-1)
-        return cls(start, valid, begun.sum(1) - 1)
+        of_patch = begun.sum(1) - 1
+        return cls(start, valid, of_patch if changed is None else of_patch.masked_fill(~changed, -1))
 
     def rows(self, index: Tensor) -> Chunks:
         """The chunks of some of the frames, `index` `(m,)`."""

@@ -19,8 +19,11 @@ from worldmodel.chunks import Chunks
 from worldmodel.config import ModelConfig
 from worldmodel.kernels.compaction import compact, spread, take
 from worldmodel.layers import Stack
+from worldmodel.past_frame import PastFrame
 from worldmodel.patches import Patches
 from worldmodel.router import Routing, Threshold, straight_through
+from worldmodel.side import action_width
+from worldmodel.temporal import TemporalStage
 
 
 class FrameStage(nn.Module):
@@ -36,6 +39,8 @@ class FrameStage(nn.Module):
         self.embed = nn.Linear(V, D)
         # Of size 1/2, not 0.02: patches that look alike must still differ for the router, or it never fires.
         self.place = nn.Parameter(torch.randn(P, D) * 0.5)
+        self.past = PastFrame(V, action_width(config.action), D) if frame.sees_past else None
+        self.time = TemporalStage(config, P) if config.time.layers else None
         self.encoder = Stack(frame.encoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
         self.router = frame_router(frame, P)
         self.learned = frame.boundary == "learned"
@@ -55,54 +60,117 @@ class FrameStage(nn.Module):
         self.decoder = Stack(frame.decoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
         self.paint = nn.Linear(D, V)
 
-    def encode(self, patches_UPV: Tensor, weight_U: Tensor | None) -> tuple[Chunks, Tensor, Routing | None]:
+    def look(self, patches_UPV: Tensor, past_UPD: Tensor | None) -> Tensor:
+        """Patches as the encoder takes them in, `(U, P, D)`, with what `past` says of the frame before."""
+        x = self.embed(patches_UPV) + self.place
+        return x if past_UPD is None else x + past_UPD
+
+    def encode(
+        self, x_UPD: Tensor, patches_UPV: Tensor, weight_U: Tensor | None, changed_UP: Tensor | None = None
+    ) -> tuple[Chunks, Tensor, Routing | None]:
         """Chunk some frames.
 
         Args:
+            x_UPD: from `look`, or from the stage through time behind it.
             patches_UPV: from `self.patches`.
             weight_U: how often each frame occurs, for the router's statistics; None leaves them alone.
+            changed_UP: the patches that count, None for all; the others are in no chunk, and not seen.
 
         Returns:
             The chunks, the posterior's parameters `(U, K, latent parameters)`, and what the router said.
         """
-        U, P, _ = patches_UPV.shape
-        h = self.encoder(self.embed(patches_UPV) + self.place)
-        if self.router is None:
-            start = self.fixed_start.expand(U, -1)
-            chunks, routing = Chunks.at(start, torch.ones_like(start, dtype=torch.bool), P), None
+        if changed_UP is None:
+            h = self.encoder(x_UPD)
+            scored, order, present = (h if self.learned else patches_UPV), None, None
         else:
-            chunks, routing = self._route(self.router, h if self.learned else patches_UPV, weight_U)
+            order, present = compact(changed_UP)
+            packed = self.encoder(take(x_UPD, order), present=present)
+            # Nothing at pads, so that a hash of what is there knows nothing of them.
+            scored = packed if self.learned else take(patches_UPV, order).masked_fill(~present.unsqueeze(-1), 0.0)
+            h = torch.zeros_like(x_UPD).scatter(1, order.unsqueeze(-1).expand_as(packed), packed)
+        if self.router is None:
+            chunks, routing = self._fixed(len(h), changed_UP), None
+        else:
+            chunks, routing = self._route(self.router, scored, weight_U, order, present, changed_UP)
         K = chunks.start.shape[1]
-        member = F.one_hot(chunks.of_patch, K).to(h.dtype).transpose(1, 2)  # (U, K, P)
+        of_patch = chunks.of_patch if changed_UP is None else chunks.of_patch.masked_fill(~changed_UP, K)
+        member = (
+            F.one_hot(of_patch, K if changed_UP is None else K + 1)[..., :K].to(h.dtype).transpose(1, 2)
+        )  # (U, K, P)
         weighed = (h.unsqueeze(2) * self.pool_gain).flatten(2)  # (U, P, R * D)
         pooled = member @ weighed / member.sum(-1, keepdim=True).clamp(min=1).sqrt()
         posterior = self.posterior(torch.cat([take(h, chunks.start), pooled], dim=-1))
-        return (
-            chunks,
-            posterior.to(h.dtype),
-            routing,
-        )  # full precision under autocast, too: classes are told apart by it
+        # In full precision under autocast, too: classes are told apart by it.
+        return chunks, posterior.to(h.dtype), routing
 
-    def _route(self, router: Threshold, x_UPD: Tensor, weight_U: Tensor | None) -> tuple[Chunks, Routing]:
-        U, P, _ = x_UPD.shape
-        free = torch.ones(U, P, device=x_UPD.device)
-        free[:, 0] = 0  # the first patch always starts a chunk, and does not count as the router's doing
-        weight = None if weight_U is None else weight_U[:, None].expand(U, P).float()
-        routing = router(x_UPD, free, weight)
+    def _fixed(self, U: int, changed_UP: Tensor | None) -> Chunks:
+        """At a fixed stride, over those patches that changed."""
+        P = self.patches.count
+        if changed_UP is None:
+            start = self.fixed_start.expand(U, -1)
+            return Chunks.at(start, torch.ones_like(start, dtype=torch.bool), P)
+        return self._chunks(self.strided(changed_UP), changed_UP)
+
+    def strided(self, changed_UP: Tensor) -> Tensor:
+        """Where chunks start at a fixed stride, if only some patches changed: `(U, P)` bool."""
+        stride = -(-self.patches.count // self.max_chunks)
+        return changed_UP & ((changed_UP.long().cumsum(1) - 1) % stride == 0)
+
+    def _chunks(self, boundary_UP: Tensor, changed_UP: Tensor | None) -> Chunks:
+        start, valid = compact(boundary_UP)
+        if start.shape[1] == 0:  # nothing changed anywhere: one column of chunks that do not exist
+            start, valid = start.new_zeros(len(start), 1), valid.new_zeros(len(start), 1)
+        start, valid = start[:, : self.max_chunks], valid[:, : self.max_chunks]
+        return Chunks.at(torch.where(valid, start, 0), valid, self.patches.count, changed_UP)
+
+    def _route(
+        self,
+        router: Threshold,
+        scored: Tensor,
+        weight_U: Tensor | None,
+        order: Tensor | None,
+        present: Tensor | None,
+        changed_UP: Tensor | None,
+    ) -> tuple[Chunks, Routing]:
+        """By the scores of a router, over all patches or over those that changed, `order` of them `present`."""
+        U, S = scored.shape[:2]
+        free = torch.ones(U, S, device=scored.device) if present is None else present.float()
+        opening = free[:, :1].bool()
+        free[:, :1] = 0  # the first patch always starts a chunk, and does not count as the router's doing
+        weight = None if weight_U is None else weight_U[:, None].expand(U, S).float()
+        routing = router(scored, free, weight)
         rank = routing.probability.detach().clone()
-        rank[:, 0] = 2.0
         boundary = routing.boundary.clone()
-        boundary[:, 0] = True
-        if self.max_chunks < P:  # the cap: the most probable boundaries of a frame win
+        rank[:, :1], boundary[:, :1] = 2.0, opening
+        if self.max_chunks < S:  # the cap: the most probable boundaries of a frame win
             worst_kept = rank.topk(self.max_chunks, dim=1).values[:, -1:]
             boundary &= rank >= worst_kept
-        start, valid = compact(boundary)
-        start, valid = start[:, : self.max_chunks], valid[:, : self.max_chunks]
-        chunks = Chunks.at(torch.where(valid, start, 0), valid, P)
+        gate = None
         if self.learned:
             probability = torch.cat([torch.ones_like(free[:, :1]), routing.probability[:, 1:]], dim=1)
-            chunks.gate = straight_through(probability, boundary)
+            gate = straight_through(probability, boundary)
+        if order is not None and changed_UP is not None:
+            boundary = torch.zeros_like(changed_UP).scatter(1, order, boundary)
+            if gate is not None:
+                gate = torch.ones_like(changed_UP, dtype=gate.dtype).scatter(1, order, gate)
+        chunks = self._chunks(boundary, changed_UP)
+        chunks.gate = gate
         return chunks, routing
+
+    def unpacked(self, latent_nKZ: Tensor, past_nKE: Tensor | None) -> Tensor:
+        """What the painter reads of each chunk, `(n, K, R * D)`; arguments are those of `decode`."""
+        x = self.unpack(latent_nKZ)
+        if self.from_past is not None and past_nKE is not None:
+            x = x + self.from_past(past_nKE)
+        return x
+
+    def paint_canvas(self, canvas_nPR: Tensor, gate_nP: Tensor | None) -> Tensor:
+        """Paint frames of which each patch has before it what its chunk says, `(n, P, R * D)`: `(n, P, V)`."""
+        x = (canvas_nPR.unflatten(-1, (self.readers, -1)) * self.read_gain).sum(2)
+        if gate_nP is not None:
+            x = x * gate_nP.unsqueeze(-1).to(x.dtype)
+        x = self.decoder(x + self.decoder_place)
+        return self.paint(x).to(x.dtype)
 
     def decode(self, latent_nKZ: Tensor, past_nKE: Tensor | None, chunks: Chunks) -> Tensor:
         """Paint frames: `(n, P, V)`.
@@ -113,12 +181,4 @@ class FrameStage(nn.Module):
                 `paint_past` is set.
             chunks: where they are.
         """
-        x = self.unpack(latent_nKZ)
-        if self.from_past is not None and past_nKE is not None:
-            x = x + self.from_past(past_nKE)
-        x = spread(x, chunks.of_patch)  # (n, P, R * D)
-        x = (x.unflatten(-1, (self.readers, -1)) * self.read_gain).sum(2)
-        if chunks.gate is not None:
-            x = x * chunks.gate.unsqueeze(-1).to(x.dtype)
-        x = self.decoder(x + self.decoder_place)
-        return self.paint(x).to(x.dtype)
+        return self.paint_canvas(spread(self.unpacked(latent_nKZ, past_nKE), chunks.of_patch), chunks.gate)

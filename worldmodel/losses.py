@@ -14,6 +14,7 @@ from torch import Tensor
 from worldmodel.batch import Batch
 from worldmodel.draws import frame_draws
 from worldmodel.model import Pass, WorldModel
+from worldmodel.seeing import Seen, loose_frames, see_loose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class LossConfig:
     representation: float = 0.05  # posterior towards prior; much more empties the code of what is rare
     free_nats: float = 1.0  # a frame's representation cost below this is free; the prior's training never is
     start: float = 1.0
+    changes: float = 1.0  # which patches are new, where they are followed through time
     reward: float = 1.0
     terminated: float = 1.0
     ratio: float = 0.03  # H-Net's alpha
@@ -57,39 +59,46 @@ def world_model_loss(
     Returns:
         The loss, and every term and statistic by its TensorBoard name (detached).
     """
-    seen = model(batch, key)
+    run = model(batch, key)
     # What came before a piece that begins in mid-episode is unknown, so nobody can be asked to predict its first frame.
     predictable = (~batch.start | batch.first).float()
     arrived = (~batch.start).float()
     terms: dict[str, Tensor] = {}
     notes: dict[str, Tensor] = {}
 
-    terms["reconstruction"] = reconstruction_loss(model, batch, seen, config, key=key, generator=generator)
-    dynamics, representation = _latent_kl(model, seen, config.free_nats)
+    terms["reconstruction"] = reconstruction_loss(model, run, config, key=key, generator=generator)
+    dynamics, representation = _latent_kl(model, run, config.free_nats)
     terms["dynamics"] = _mean(dynamics, predictable)
     terms["representation"] = _mean(representation, predictable)
-    if not model.fixed_starts:
-        start, entropy = _start_loss(model, seen)
+    if model.predicts_starts:
+        start, entropy = _start_loss(model, run)
         terms["start"] = _mean(start, predictable)
         notes["latent/start_entropy"] = _mean(entropy, predictable)
-    event, terminated, size = model.outcome(seen.y_last)
+    if run.seen.changed is not None:
+        logits = model.prior.change_logits(run.y[:, :, 0])
+        changed = run.seen.changed.float()
+        same_shape(logits, changed)
+        bits = F.binary_cross_entropy_with_logits(logits, changed, reduction="none").sum(-1)
+        terms["changes"] = _mean(bits, predictable * arrived)
+        notes["latent/changes"] = _mean(changed.sum(-1), arrived)
+    event, terminated, size = model.outcome(run.y_last)
     paid = (batch.reward != 0).float()
     same_shape(event, batch.reward)
     sized = model.outcome.size.loss(size, batch.reward) * paid
     terms["reward"] = _mean(F.binary_cross_entropy_with_logits(event, paid, reduction="none") + sized, arrived)
     ended = F.binary_cross_entropy_with_logits(terminated, batch.terminated.float(), reduction="none")
     terms["terminated"] = _mean(ended, arrived)
-    if ratios := [r.ratio_loss for r in seen.routing.values() if r.ratio_loss is not None]:
+    if ratios := [r.ratio_loss for r in run.routing.values() if r.ratio_loss is not None]:
         terms["ratio"] = torch.stack(ratios).sum()
-    for name, r in seen.routing.items():
+    for name, r in run.routing.items():
         notes |= {f"router/{name}_F": r.hard_rate, f"router/{name}_G": r.soft_rate}
 
     with torch.no_grad():
-        valid = seen.chunks.valid.view(*batch.index.shape, -1)
+        valid = run.chunks.valid.view(*batch.index.shape, -1)
         notes["latent/kl"] = _mean(dynamics, predictable)
-        notes["latent/posterior_entropy"] = (model.latent.entropy(seen.posterior) * valid).sum(-1).mean()
+        notes["latent/posterior_entropy"] = (model.latent.entropy(run.posterior) * valid).sum(-1).mean()
         notes["latent/chunks"] = valid.sum(-1).float().mean()
-        notes["data/distinct_share"] = torch.tensor(len(batch.frames) / batch.index.numel())
+        notes["data/distinct_share"] = torch.tensor(len(run.seen.patches) / batch.index.numel())
     total = torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
     logged = {f"loss/{name}": term for name, term in terms.items()} | {"loss/total": total} | notes
     return total, {name: value.detach() for name, value in logged.items()}
@@ -101,31 +110,43 @@ def _mean(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def reconstruction_loss(
-    model: WorldModel, batch: Batch, seen: Pass, config: LossConfig, *, key: Tensor, generator: torch.Generator
+    model: WorldModel, run: Pass, config: LossConfig, *, key: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Squared error of some of the frames, summed over a frame.
 
     Not the absolute error: its gradient is as large for noise on forty good tiles as for the one key that is missing,
     and the key never comes.
     """
-    rows = _some_distinct(batch, config.paint, generator)
+    stage, seen = model.frame_stage, run.seen
+    rows = _some_distinct(seen, config.paint, generator)
     with_past = (torch.rand(len(rows), generator=generator) >= config.withhold_past).to(rows.device)
-    past = seen.y[:, :, :-1].flatten(0, 1)[rows] * with_past[:, None, None]
-    latent, which = seen.latent.flatten(0, 1)[rows], batch.index.flatten()[rows]
-
-    if len(loose := loose_frames(batch)):
-        draws = frame_draws(key[0] + loose, loose.new_zeros(()), past.shape[1], model.latent.draws)
-        latent = torch.cat([latent, model.latent.infer(seen.frame_posterior[loose], draws.latent)])
-        past, which = torch.cat([past, past.new_zeros(len(loose), *past.shape[1:])]), torch.cat([which, loose])
-    painted = model.frame_stage.decode(latent, past, seen.frame_chunks.rows(which))
-    target = seen.patches[which]
+    which = seen.index.flatten()[rows]
+    if seen.changed is None:
+        past = run.y[:, :, :-1].flatten(0, 1)[rows] * with_past[:, None, None]
+        painted = stage.decode(run.latent.flatten(0, 1)[rows], past, seen.chunks.rows(which))
+    else:
+        painted = _paint_through_time(model, run, rows, with_past)
+    if len(loose := seen.loose()):
+        draws = frame_draws(key[0] + loose, loose.new_zeros(()), seen.posterior.shape[1], model.latent.draws)
+        latent = model.latent.infer(seen.posterior[loose], draws.latent)
+        past = latent.new_zeros(*latent.shape[:2], run.y.shape[-1])
+        painted = torch.cat([painted, stage.decode(latent, past, seen.chunks.rows(loose))])
+    target = seen.patches[torch.cat([which, loose])]
     same_shape(painted, target)
     return (painted - target).square().sum((1, 2)).mean()
 
 
-def loose_frames(batch: Batch) -> Tensor:
-    """Indices of the frames that no row points to."""
-    return (torch.bincount(batch.index.flatten(), minlength=len(batch.frames)) == 0).nonzero().squeeze(1)
+def _paint_through_time(model: WorldModel, run: Pass, rows: Tensor, with_past: Tensor) -> Tensor:
+    """Frames of which each patch is painted from the chunk it was in when it was new."""
+    stage, seen = model.frame_stage, run.seen
+    assert seen.gate is not None
+    by = seen.painted_by().flatten(0, 1)[rows]
+    canvas = stage.unpacked(run.latent.flatten(0, 2), None)[by]
+    if stage.from_past is not None:
+        canvas = canvas + stage.from_past(run.y[:, :, :-1].flatten(0, 2))[by] * with_past[:, None, None]
+    gate = seen.gate.flatten(0, 1)[rows]
+    of_chunks = seen.chunks.gate
+    return stage.paint_canvas(canvas, gate if of_chunks is None else gate * of_chunks[seen.index.flatten()[rows]])
 
 
 def picture_loss(
@@ -138,8 +159,7 @@ def picture_loss(
     stage = model.frame_stage
     loose = loose_frames(batch)
     chosen = loose if len(loose) else torch.arange(len(batch.frames), device=batch.index.device)
-    target = stage.patches(batch.frames[chosen])
-    chunks, posterior, routing = stage.encode(target, torch.ones_like(chosen))
+    target, chunks, posterior, routing = see_loose(stage, batch.frames[chosen])
     draws = frame_draws(key[0] + chosen, chosen.new_zeros(()), posterior.shape[1], model.latent.draws)
     latent = model.latent.infer(posterior, draws.latent)
     painted = stage.decode(latent, None, chunks)
@@ -148,46 +168,49 @@ def picture_loss(
     total = config.reconstruction * error
     notes = {"loss/reconstruction": error, "latent/posterior_entropy": model.latent.entropy(posterior).sum(-1).mean()}
     if routing is not None:
-        notes |= {"router/frame_F": routing.hard_rate, "router/frame_G": routing.soft_rate}
         if routing.ratio_loss is not None:
             total = total + config.ratio * routing.ratio_loss
+        notes |= {"router/frame_F": routing.hard_rate, "router/frame_G": routing.soft_rate}
     return total, {name: value.detach() for name, value in notes.items()}
 
 
-def _some_distinct(batch: Batch, n: int, generator: torch.Generator) -> Tensor:
+def _some_distinct(seen: Seen, n: int, generator: torch.Generator) -> Tensor:
     """Up to n positions of the flat batch, no frame twice: what is seen all the time needs no more paint."""
-    shuffled = torch.randperm(batch.index.numel(), generator=generator).to(batch.index.device)
-    which = batch.index.flatten()[shuffled]
+    index = seen.index.flatten()
+    shuffled = torch.randperm(index.numel(), generator=generator).to(index.device)
+    which = index[shuffled]
     place = torch.arange(len(which), device=which.device)
-    earliest = torch.full((len(batch.frames),), len(which), device=which.device)
+    earliest = torch.full((len(seen.patches),), len(which), device=which.device)
     earliest = earliest.scatter_reduce(0, which, place, "amin").sort().values
     earliest = earliest[earliest < len(which)][:n]  # loose frames have no place
     return shuffled[earliest]
 
 
-def _latent_kl(model: WorldModel, seen: Pass, free_nats: float) -> tuple[Tensor, Tensor]:
+def _latent_kl(model: WorldModel, run: Pass, free_nats: float) -> tuple[Tensor, Tensor]:
     """Both directions of the balanced KL, `(B, T)`, summed over a frame's chunks."""
-    B, T = seen.y.shape[:2]
-    start, valid = seen.chunks.start.view(B, T, -1), seen.chunks.valid.view(B, T, -1)
-    prior = model.prior(seen.y[:, :, :-1], start)
-    same_shape(prior, seen.posterior)
-    code, posterior = seen.latent, seen.posterior
+    B, T = run.y.shape[:2]
+    start, valid = run.chunks.start.view(B, T, -1), run.chunks.valid.view(B, T, -1)
+    changed = None if run.seen.changed is None else run.seen.changed.unsqueeze(2)
+    prior = model.prior(run.y[:, :, :-1], start, changed)
+    same_shape(prior, run.posterior)
+    code, posterior = run.latent, run.posterior
     dynamics = (model.latent.cost(code.detach(), posterior.detach(), prior) * valid).sum(-1)
     # Free nats only here: on the prior they would leave that much doubt in every frame of a dream.
     representation = (model.latent.cost(code, posterior, prior.detach()) * valid).sum(-1).clamp(min=free_nats)
     return dynamics, representation
 
 
-def _start_loss(model: WorldModel, seen: Pass) -> tuple[Tensor, Tensor]:
+def _start_loss(model: WorldModel, run: Pass) -> tuple[Tensor, Tensor]:
     """Cross-entropy of where each chunk starts and of the END behind the last, `(B, T)`; and the choices' entropy."""
-    B, T = seen.y.shape[:2]
+    B, T = run.y.shape[:2]
     P = model.prior.patches
-    start, valid = seen.chunks.start.view(B, T, -1), seen.chunks.valid.view(B, T, -1)
+    start, valid = run.chunks.start.view(B, T, -1), run.chunks.valid.view(B, T, -1)
     nothing = torch.full_like(start[..., :1], P)
     target = torch.cat([torch.where(valid, start, P), nothing], dim=-1)  # (B, T, K + 1)
     last = torch.cat([torch.full_like(nothing, -1), torch.where(valid, start, P - 1)], dim=-1)
     asked = torch.cat([torch.ones_like(valid[..., :1]), valid], dim=-1)
-    log_p = model.prior.start_logits(seen.y, last).log_softmax(-1)
+    changed = None if run.seen.changed is None else run.seen.changed.unsqueeze(2)
+    log_p = model.prior.start_logits(run.y, last, changed).log_softmax(-1)
     loss = -log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     entropy = -(log_p.exp() * log_p.clamp(min=-100)).sum(-1)
     return (loss * asked).sum(-1), (entropy * asked).sum(-1)

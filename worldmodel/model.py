@@ -26,13 +26,17 @@ from worldmodel.config import ModelConfig
 from worldmodel.draws import Draws, frame_draws, pick
 from worldmodel.frames import FrameStage
 from worldmodel.heads import ChunkPrior, Outcome
+from worldmodel.kernels import noise
 from worldmodel.latents import make_latent
 from worldmodel.layers import Memory
 from worldmodel.layout import Layout
 from worldmodel.router import Routing
+from worldmodel.seeing import Seen, initial_sight, look_away, see_rows, see_step
 from worldmodel.side import action_vector
 from worldmodel.state import DreamState
-from worldmodel.tokens import Contents, Marks, Side, number_frames
+from worldmodel.tokens import Contents, Marks, Side, lengths_before, number_frames
+
+CHANGES = 1  # the stream of a step's noise that says which patches change
 
 
 @dataclass
@@ -40,19 +44,17 @@ class Pass:
     """What `forward` computed of a batch, for the losses.
 
     Attributes:
-        patches: `(U, P, V)` targets of the distinct frames.
-        frame_chunks: the chunks of the distinct frames; `chunks` the same for every frame, rows flat `(B * T, ...)`.
-        frame_posterior: `(U, K, parameters)`; `posterior` the same for every frame, `(B, T, K, parameters)`.
+        seen: the distinct frames, as the frame stage sees them.
+        chunks: of every frame, rows flat `(B * T, ...)`.
+        posterior: `(B, T, K, parameters)`.
         latent: `(B, T, K, Z)` samples.
         y: `(B, T, 1 + K, E)`, at F_t and at each chunk token; `past` = `y[:, :, :K]` predicts the chunks.
         y_last: `(B, T, E)`, at the last token of each frame.
         routing: what the routers said, by stage; absent where boundaries are fixed.
     """
 
-    patches: Tensor
-    frame_chunks: Chunks
+    seen: Seen
     chunks: Chunks
-    frame_posterior: Tensor
     posterior: Tensor
     latent: Tensor
     y: Tensor
@@ -73,7 +75,8 @@ class StepOutput:
         chunks: `(B,)` int64, chunks in the frame.
         starts: `(B, K)` int64, their first patches, -1 where absent.
         start_entropy: `(B,)` nats of choosing the starts, summed over the frame.
-        latent, past: `(B, K, Z)` and `(B, K, E)`, all that `decode` needs.
+        latent, past: `(B, K, Z)` and `(B, K, E)`, all that `decode` needs,
+        canvas: but for patches that are followed through time: then `(B, P, R * D)`, what the painter has before it.
     """
 
     feature: Tensor
@@ -86,9 +89,10 @@ class StepOutput:
     start_entropy: Tensor
     latent: Tensor
     past: Tensor
+    canvas: Tensor | None = None
 
     def __getitem__(self, rows: Tensor | slice) -> StepOutput:
-        return StepOutput(**{name: value[rows] for name, value in vars(self).items()})
+        return StepOutput(**{name: value[rows] for name, value in vars(self).items() if value is not None})
 
 
 class WorldModel(nn.Module):
@@ -103,7 +107,8 @@ class WorldModel(nn.Module):
         P = self.frame_stage.patches.count
         self.contents = Contents(config, P, self.latent.width)
         self.causal_stage = CausalStage(config, self.latent.width)
-        self.prior = ChunkPrior(d1, P, self.latent.parameters, starts=not self.fixed_starts)
+        changes = config.time.changes if config.time.layers else 0.0
+        self.prior = ChunkPrior(d1, P, self.latent.parameters, starts=self.predicts_starts, rate=changes)
         self.outcome = Outcome(d1)
 
     @property
@@ -118,8 +123,13 @@ class WorldModel(nn.Module):
 
     @property
     def fixed_starts(self) -> bool:
-        """True where chunks start at a fixed stride, so nothing is routed and no start is generated."""
-        return self.frame_stage.router is None
+        """True where all frames have the same chunks, so that nothing is routed and no start is generated."""
+        return self.frame_stage.router is None and self.frame_stage.time is None
+
+    @property
+    def predicts_starts(self) -> bool:
+        """True where a dream has to say where chunks start: not at a fixed stride, of all patches or of new ones."""
+        return self.frame_stage.router is not None
 
     # ---- whole segments -------------------------------------------------------------------------------------------
 
@@ -133,25 +143,23 @@ class WorldModel(nn.Module):
                 work on pads, but a scan that is as long as all rows together.
         """
         B, T = batch.index.shape
-        stage = self.frame_stage
-        patches = stage.patches(batch.frames)
-        occurs = torch.bincount(batch.index.flatten(), minlength=len(patches))
-        frame_chunks, frame_posterior, routing = stage.encode(patches, occurs)
-        chunks = frame_chunks.rows(batch.index.flatten())
+        action = action_vector(batch.action, batch.first, self.config.action)
+        seen = see_rows(self.frame_stage, batch, action)
+        chunks = seen.chunks.rows(seen.index.flatten())
         K = chunks.start.shape[1]
         start, valid = chunks.start.view(B, T, K), chunks.valid.view(B, T, K)
-        posterior = frame_posterior[batch.index]
+        posterior = seen.posterior[seen.index]
 
         draws = frame_draws(key[:, None], torch.arange(T, device=key.device), K, self.latent.draws)
         latent = self.latent.infer(posterior, draws.latent)
         # The code answers to the painter alone. Let into the encoder, the wish to be foretold makes it poor and sure of
         # itself before it has learned to tell a key from the floor.
         code = latent.detach()
-        tokens = self.contents.tokens(self.contents.chunks(code, start), start, valid)
+        changed = None if seen.changed is None else seen.changed.unsqueeze(2)
+        tokens = self.contents.tokens(self.contents.chunks(code, start), lengths_before(start, valid), changed)
 
         used = torch.cat([torch.ones_like(valid[..., :1]), valid], dim=2).flatten(1)
         layout = Layout(used, "dense" if self.fixed_starts and not packed else "packed" if packed else "padded")
-        action = action_vector(batch.action, batch.first, self.config.action)
         slots = torch.cat([self.contents.frames(action).unsqueeze(2), tokens], dim=2).flatten(1, 2)
         action = action.unsqueeze(2).expand(-1, -1, 1 + K, -1).flatten(1, 2)
         is_frame = torch.zeros(B, T, 1 + K, dtype=torch.bool, device=key.device)
@@ -168,8 +176,7 @@ class WorldModel(nn.Module):
         y = layout.back(y)
         y = y.view(B, T, 1 + K, -1)
         y_last = y.gather(2, valid.sum(2)[..., None, None].expand(-1, -1, 1, y.shape[-1])).squeeze(2)
-        said = causal_routing if routing is None else {"frame": routing} | causal_routing
-        return Pass(patches, frame_chunks, chunks, frame_posterior, posterior, latent, y, y_last, said)
+        return Pass(seen, chunks, posterior, latent, y, y_last, seen.routing | causal_routing)
 
     # ---- one frame at a time --------------------------------------------------------------------------------------
 
@@ -183,11 +190,15 @@ class WorldModel(nn.Module):
         """
         rows = torch.arange(batch_size, device=self.device)
         keys = seed.to(rows).clone() if isinstance(seed, Tensor) else (rows << 32) + seed
-        memory = self.causal_stage.initial_memory(batch_size)
-        memory["frames"] = torch.zeros_like(keys)
+        memory = self._forgotten(batch_size)
         memory["key"], memory["step"] = keys, torch.zeros_like(keys)
         memory["feature"] = self.contents.start.new_zeros(batch_size, self.feature_width)
         return DreamState(memory)
+
+    def _forgotten(self, batch: int) -> Memory:
+        """What rows remember when they begin an episode."""
+        frames = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        return self.causal_stage.initial_memory(batch) | initial_sight(self.frame_stage, batch) | {"frames": frames}
 
     @torch.no_grad()
     def observe(
@@ -206,19 +217,16 @@ class WorldModel(nn.Module):
         """
         B = len(frame)
         first = first.to(self.device)
-        distinct, which = _distinct(frame)
-        chunks, posterior, _ = self.frame_stage.encode(self.frame_stage.patches(distinct.to(self.device)), None)
-        chunks, posterior = chunks.rows(which), posterior[which]
         memory = dict(state.tensors)
         if first.any():
-            fresh = self.causal_stage.initial_memory(B) | {"frames": torch.zeros_like(memory["frames"])}
+            fresh = self._forgotten(B)
             memory |= {name: where_rows(first, fresh[name], memory[name]) for name in fresh}
         if action is None:
             if not first.all():
                 raise ValueError("observe needs the action that led to the frame, but for rows that begin an episode")
             action = torch.zeros(B, *self.config.action.shape, device=self.device)
         vector = action_vector(action.to(self.device), first, self.config.action)
-        return self._see(memory, vector, chunks, posterior)
+        return self._see(memory, vector, *see_step(self.frame_stage, frame, vector, memory))
 
     @torch.no_grad()
     def imagine(self, state: DreamState, action: Tensor, *, greedy: bool = False) -> tuple[DreamState, StepOutput]:
@@ -233,12 +241,15 @@ class WorldModel(nn.Module):
         vector = action_vector(action.to(self.device), none, self.config.action)
         return self._dream(dict(state.tensors), vector, greedy)
 
-    def _see(self, memory: Memory, action: Tensor, chunks: Chunks, posterior: Tensor) -> tuple[DreamState, StepOutput]:
+    def _see(
+        self, memory: Memory, action: Tensor, chunks: Chunks, posterior: Tensor, changed: Tensor | None
+    ) -> tuple[DreamState, StepOutput]:
         """A frame whose chunks are known: all of its tokens at once."""
         draws = frame_draws(memory["key"], memory["step"], posterior.shape[1], self.latent.draws)
         latent = self.latent.infer(posterior, draws.latent)
         content = self.contents.chunks(latent, chunks.start)
-        tokens = self.contents.tokens(content, chunks.start, chunks.valid)
+        length = lengths_before(chunks.start, chunks.valid)
+        tokens = self.contents.tokens(content, length, None if changed is None else changed.unsqueeze(1))
         tokens = torch.cat([self.contents.frames(action).unsqueeze(1), tokens], dim=1)
         stage, side = _of_the_stage(memory), Side(action, memory["frames"] + 1)
         if self.config.side.values:
@@ -247,7 +258,9 @@ class WorldModel(nn.Module):
         y = self.causal_stage.extend(tokens, side, stage, None if self.fixed_starts else chunks.valid)
         start = torch.where(chunks.valid, chunks.start, -1)
         entropy = torch.zeros(len(y), device=self.device)
-        return self._output(memory | stage, draws, y[:, -1], start, content, entropy, latent, y[:, :-1], False)
+        memory |= stage
+        self._fill_canvas(memory, latent, y[:, :-1], chunks)
+        return self._output(memory, draws, y[:, -1], start, content, entropy, latent, y[:, :-1], False)
 
     def _dream(self, memory: Memory, action: Tensor, greedy: bool) -> tuple[DreamState, StepOutput]:
         """F_t, then chunk after chunk, each drawn from what y says."""
@@ -259,15 +272,16 @@ class WorldModel(nn.Module):
         y = self.causal_stage.step(self.contents.frames(action), side, stage, frame=True, own=False)
         last = torch.full((B,), -1, device=self.device)
         entropy = torch.zeros(B, device=self.device)
+        changed = self._choose_changes(y, memory, greedy)
         latents, contents, pasts, starts = [], [], [], []
         for k in range(self.frame_stage.max_chunks):
-            start, chosen = self._choose_start(y, last, k, draws.start[:, k], greedy)
+            start, chosen = self._choose_start(y, last, k, draws.start[:, k], changed, greedy)
             entropy, active = entropy + chosen, start < P
             everyone = self.fixed_starts or bool(active.all())
-            if not everyone and not active.any():
+            if k and not everyone and not active.any():
                 break
             start = torch.where(active, start, 0)
-            parameters = self.prior(y, start)
+            parameters = self.prior(y, start, changed)
             z = self.latent.mode(parameters) if greedy else self.latent.sample(parameters, draws.latent[:, k])
             content = self.contents.chunks(z, start)
             length = (start - last) * active if k else torch.zeros_like(start)
@@ -277,7 +291,7 @@ class WorldModel(nn.Module):
             starts.append(torch.where(active, start, -1))
             if self.config.side.values:
                 side.values = torch.cat([z, action], dim=-1)
-            token = content + self.contents.length[length]
+            token = self.contents.tokens(content, length, changed)
             said = self.causal_stage.step(token, side, stage, None if everyone else active, frame=False, own=True)
             if everyone:
                 y, last = said, start
@@ -285,7 +299,28 @@ class WorldModel(nn.Module):
                 # A row that has ended may only END again: nothing starts behind the last patch.
                 y, last = where_rows(active, said, y), torch.where(active, start, P - 1)
         start, content, latent, past = (torch.stack(parts, 1) for parts in (starts, contents, latents, pasts))
-        return self._output(memory | stage, draws, y, start, content, entropy, latent, past, greedy)
+        memory |= stage
+        look_away(memory)
+        if changed is not None:
+            self._fill_canvas(memory, latent, past, Chunks.at(start.clamp(min=0), start >= 0, P, changed))
+        return self._output(memory, draws, y, start, content, entropy, latent, past, greedy)
+
+    def _choose_changes(self, y: Tensor, memory: Memory, greedy: bool) -> Tensor | None:
+        """Which patches are new, `(B, P)`, as y at F_t has it; None if they are not followed through time."""
+        if self.frame_stage.time is None:
+            return None
+        p = self.prior.change_logits(y).sigmoid()
+        if greedy:
+            return p > 0.5
+        return noise.uniform(noise.row_hash(memory["key"], memory["step"], CHANGES), p.shape[1]) < p
+
+    def _fill_canvas(self, memory: Memory, latent: Tensor, past: Tensor, chunks: Chunks) -> None:
+        """Where patches are followed through time, put what the painter reads of those that are new before it."""
+        if (before := memory.get("seen.canvas")) is None:
+            return
+        new = self.frame_stage.unpacked(latent, past)
+        index = chunks.of_patch.clamp(min=0).unsqueeze(-1).expand(-1, -1, new.shape[-1])
+        memory["seen.canvas"] = torch.where((chunks.of_patch >= 0).unsqueeze(-1), new.gather(1, index), before)
 
     def _output(
         self,
@@ -302,17 +337,25 @@ class WorldModel(nn.Module):
         """What a frame came to, from y of its last token and from its chunks; starts are -1 where there is none."""
         valid = (start >= 0).unsqueeze(-1)
         count = valid.sum(1)
-        feature = torch.cat([y, (content * valid).sum(1) / count], dim=-1)
+        feature = torch.cat([y, (content * valid).sum(1) / count.clamp(min=1)], dim=-1)
         outcome = self._outcome(y, draws, greedy)
         counters = {"step": memory["step"] + 1, "frames": memory["frames"] + 1}
         state = DreamState(memory | counters | {"feature": feature})
-        return state, StepOutput(feature, *outcome, count[:, 0], start, entropy, latent, past)
+        return state, StepOutput(
+            feature, *outcome, count[:, 0], start, entropy, latent, past, memory.get("seen.canvas")
+        )
 
-    def _choose_start(self, y: Tensor, last: Tensor, k: int, uniform: Tensor, greedy: bool) -> tuple[Tensor, Tensor]:
+    def _choose_start(
+        self, y: Tensor, last: Tensor, k: int, uniform: Tensor, changed: Tensor | None, greedy: bool
+    ) -> tuple[Tensor, Tensor]:
         """Where the next chunk starts (P: nowhere, the frame ends), and the entropy of that choice in nats."""
         if self.fixed_starts:
             return self.frame_stage.fixed_start[k].expand(len(y)), torch.zeros_like(y[:, 0])
-        logits = self.prior.start_logits(y, last)
+        if not self.predicts_starts and changed is not None:
+            place = torch.arange(changed.shape[1], device=y.device)
+            ahead = self.frame_stage.strided(changed) & (place > last.unsqueeze(-1))
+            return torch.where(ahead.any(1), ahead.long().argmax(1), changed.shape[1]), torch.zeros_like(y[:, 0])
+        logits = self.prior.start_logits(y, last, changed)
         p = logits.softmax(-1)
         entropy = -(p * p.clamp(min=1e-12).log()).sum(-1)
         return logits.argmax(-1) if greedy else pick(logits, uniform), entropy
@@ -329,6 +372,8 @@ class WorldModel(nn.Module):
     @torch.no_grad()
     def decode(self, output: StepOutput) -> Tensor:
         """The frames of `observe` or `imagine`: `(B, *observation shape)` in the observation's dtype."""
+        if output.canvas is not None:
+            return self.frame_stage.patches.inverse(self.frame_stage.paint_canvas(output.canvas, None))
         start = output.starts
         chunks = Chunks.at(start.clamp(min=0), start >= 0, self.frame_stage.patches.count)
         return self.frame_stage.patches.inverse(self.frame_stage.decode(output.latent, output.past, chunks))
@@ -337,16 +382,3 @@ class WorldModel(nn.Module):
 def _of_the_stage(memory: Memory) -> Memory:
     """The causal stages' part of a state: they know nothing of keys and features."""
     return {name: value for name, value in memory.items() if "." in name}
-
-
-def _distinct(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """The frames without repetitions, and which of them each is: environments side by side often look alike.
-
-    On a GPU all of them: to compare them there would take longer than to encode them.
-    """
-    if frames.is_cuda or len(frames) == 1:
-        return frames, torch.arange(len(frames), device=frames.device)
-    seen: dict[bytes, int] = {}
-    which = [seen.setdefault(frame.tobytes(), len(seen)) for frame in frames.numpy()]
-    first = [which.index(i) for i in range(len(seen))]
-    return frames[first], torch.tensor(which)

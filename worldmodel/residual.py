@@ -31,8 +31,9 @@ class Residual(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))  # a random one would be a word that nobody said
 
     def _linear(self, h: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(h.device.type):
-            with torch.autocast(h.device.type, enabled=False):
+        kind = h.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
                 return F.linear(h.float(), self.weight, self.bias)
         return F.linear(h, self.weight, self.bias)
 

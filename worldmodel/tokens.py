@@ -66,11 +66,18 @@ def number_frames(is_frame_BL: Tensor, reset_BL: Tensor) -> Tensor:
     return so_far - before
 
 
+def lengths_before(start_nK: Tensor, valid_nK: Tensor) -> Tensor:
+    """Patches from the start of the chunk before to that of each: `(..., K)` int64, 0 for the first and absent ones."""
+    before = torch.cat([start_nK[..., :1], start_nK[..., :-1]], dim=-1)
+    return (start_nK - before) * valid_nK
+
+
 class Contents(nn.Module):
     """The contents of tokens, of width d0.
 
     A chunk token says what its latent is, where the chunk starts, and how long the chunk BEFORE it was: how long it is
-    itself must be predicted, not given away. F_t is a learned vector, and the action if that is to be a token.
+    itself must be predicted, not given away. Where patches are followed through time it also says which of them are
+    new. F_t is a learned vector, and the action if that is to be a token.
     """
 
     def __init__(self, config: ModelConfig, patches: int, latent_width: int) -> None:
@@ -80,6 +87,7 @@ class Contents(nn.Module):
         self.start = nn.Parameter(torch.randn(patches, d) * 0.1)
         self.length = nn.Parameter(torch.zeros(patches + 1, d))
         self.frame = nn.Parameter(torch.randn(d) * 0.5)
+        self.changed = nn.Linear(patches, d, bias=False) if config.time.layers else None
         self.action = None
         if config.side.action == "token":
             self.action = nn.Linear(action_width(config.action), d, bias=False)
@@ -88,10 +96,16 @@ class Contents(nn.Module):
         """What chunks hold and where: `(..., Z)` and `(...)` give `(..., d)`."""
         return self.latent(latent) + self.start[start]
 
-    def tokens(self, content: Tensor, start: Tensor, valid: Tensor) -> Tensor:
-        """Tokens of whole frames, from `chunks`: `(..., K, d)`."""
-        before = torch.cat([start[..., :1], start[..., :-1]], dim=-1)
-        return content + self.length[(start - before) * valid]
+    def tokens(self, content: Tensor, length: Tensor, changed: Tensor | None) -> Tensor:
+        """Tokens from `chunks`.
+
+        Args:
+            content: `(..., d)`.
+            length: `(...)` int64, patches from the start of the chunk before to this one's; 0 for the first.
+            changed: which patches of the frame are new, `(..., P)` bool, if they are followed through time.
+        """
+        token = content + self.length[length]
+        return token if self.changed is None or changed is None else token + self.changed(changed.to(token.dtype))
 
     def frames(self, action: Tensor) -> Tensor:
         """F_t for action vectors `(..., A)`: `(..., d)`."""

@@ -130,7 +130,9 @@ def test_every_source_keeps_to_the_cap(boundary):
     config = replace(LEARNED, frame=replace(LEARNED.frame, boundary=boundary, chunks=4.0, max_chunks=4))
     model = random_model(config)
     with torch.no_grad():
-        chunks, _, _ = model.frame_stage.encode(model.frame_stage.patches(random_frames(config, 50, 0)), None)
+        stage = model.frame_stage
+        patches = stage.patches(random_frames(config, 50, 0))
+        chunks, _, _ = stage.encode(stage.look(patches, None), patches, None)
     count = chunks.valid.sum(1)
     assert count.max() == 4
     assert count.min() < 4

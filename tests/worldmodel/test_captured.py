@@ -33,7 +33,7 @@ class Uncaptured(CapturedImagination):
 
 
 def tensors(state: DreamState, output: StepOutput) -> list[torch.Tensor]:
-    return [*state.tensors.values(), *vars(output).values()]
+    return [*state.tensors.values(), *(v for v in vars(output).values() if v is not None)]
 
 
 def equal(got, expected) -> bool:

@@ -213,7 +213,7 @@ def test_weights_that_explode_stop_the_run(tmp_path: Path) -> None:
     learner.train(updates=2, progress=False)
     good = (tmp_path / "world_model.safetensors").read_bytes()
     with torch.no_grad():
-        learner.model.causal_stage.main.blocks[0].mixer.in_proj.weight.fill_(1e38)
+        learner.model.causal_stage.inner.stack.blocks[0].mixer.in_proj.weight.fill_(1e38)
     with pytest.raises(UserError, match="is not finite"):
         learner.train(updates=9, progress=False)
     assert (tmp_path / "world_model.safetensors").read_bytes() == good
@@ -264,7 +264,7 @@ def test_the_averaged_model_has_the_wanted_chunks_not_only_the_one_in_training(t
         with torch.no_grad():
             routing = model(random_batch(EXTRA, seed=seed, distinct=20), torch.arange(3)).routing
         frame_rates.append(routing["frame"].hard_rate.item() / model.frame_stage.router.rate)
-        causal_rates.append(routing["causal"].hard_rate.item() / model.causal_stage.router.rate)
+        causal_rates.append(routing["stage0"].hard_rate.item() / model.causal_stage.router.rate)
     assert sum(frame_rates) / 8 == pytest.approx(1, abs=0.25)
     assert sum(causal_rates) / 8 == pytest.approx(1, abs=0.35)
 
