@@ -42,6 +42,21 @@ def rotate(x: Tensor, position_BL: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], dim=-1)
 
 
+def window_mask(length: int, window: int, reset_BL: Tensor | None, device: torch.device) -> Tensor:
+    """Which positions (last axis) a position sees: the last `window` of its own piece, itself among them.
+
+    Returns:
+        Bool, `(L, L)`, or `(B, 1, L, L)` with resets.
+    """
+    place = torch.arange(length, device=device)
+    back = place[:, None] - place[None, :]
+    mask = (back >= 0) & (back < window)
+    if reset_BL is None:
+        return mask
+    piece = reset_BL.long().cumsum(1)
+    return (mask & (piece[:, :, None] == piece[:, None, :])).unsqueeze(1)
+
+
 class Attention(nn.Module):
     """Multi-head attention: over a whole frame (`causal=False`) or over the last `window` positions.
 
@@ -66,8 +81,8 @@ class Attention(nn.Module):
             self.value_gate = nn.Linear(min(GATE, width), heads, bias=False)
             nn.init.zeros_(self.value_gate.weight)
 
-    def _qkv(
-        self, x_BLD: Tensor, position_BL: Tensor | None, values_BLS: Tensor | None
+    def project(
+        self, x_BLD: Tensor, position_BL: Tensor | None, values_BLS: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each `(B, H, L, E)`; the first two rotated by their positions, if there are any."""
         B, L, D = x_BLD.shape
@@ -101,26 +116,17 @@ class Attention(nn.Module):
         if pieces is not None:
             return self._packed(x_BLD, pieces, values_BLS)
         place = torch.arange(L, device=x_BLD.device)
-        q, k, v = self._qkv(x_BLD, place[None] if self.causal else None, values_BLS)
-        mask = None
-        if self.causal:
-            back = place[:, None] - place[None, :]
-            mask = (back >= 0) & (back < self.window)
-            if reset_BL is not None:
-                piece = reset_BL.long().cumsum(1)
-                mask = (mask & (piece[:, :, None] == piece[:, None, :])).unsqueeze(1)
-        elif present_BL is not None:
-            alone = torch.eye(
-                L, dtype=torch.bool, device=x_BLD.device
-            )  # where nobody is present, the sum must not be 0
-            mask = present_BL[:, None, None, :] | alone
+        q, k, v = self.project(x_BLD, place[None] if self.causal else None, values_BLS)
+        mask = window_mask(L, self.window, reset_BL, x_BLD.device) if self.causal else None
+        if present_BL is not None and not self.causal:  # and everybody sees itself: where nobody is, 0 / 0
+            mask = present_BL[:, None, None, :] | (place[:, None] == place)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(y.transpose(1, 2).reshape(B, L, D))
 
     def _packed(self, x_BLD: Tensor, pieces: Pieces, values_BLS: Tensor | None) -> Tensor:
         B, L, D = x_BLD.shape
         place = torch.arange(L, device=x_BLD.device)[None] if self.causal else None
-        q, k, v = self._qkv(x_BLD, place, values_BLS)
+        q, k, v = self.project(x_BLD, place, values_BLS)
         q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
         window = self.window if self.causal else 0
         y = varlen_attention(q, k, v, *pieces, causal=self.causal, window=window)
@@ -139,7 +145,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One position. `keys`, `values` are rings `(B, W, H, E)`; `count` `(B,)` is how many positions came before."""
         B, D = x_BD.shape
-        q, k, v = self._qkv(x_BD.unsqueeze(1), count[:, None], None if values_BS is None else values_BS.unsqueeze(1))
+        values = None if values_BS is None else values_BS.unsqueeze(1)
+        q, k, v = self.project(x_BD.unsqueeze(1), count[:, None], values)
         keys = self._put(keys, k, count, active_B, in_place)
         values = self._put(values, v, count, active_B, in_place)
         filled = (torch.arange(self.window, device=x_BD.device) <= count[:, None])[:, None, None, :]
