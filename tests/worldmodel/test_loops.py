@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldmodel import loop_core
+from worldmodel import attention, loop_core
+from worldmodel.attention import LONG
 from worldmodel.config import LoopConfig
 from worldmodel.loop_plan import LoopCues, plan_backprop, plan_loops, starting_noise
 from worldmodel.loops import LoopedCore
@@ -167,6 +168,21 @@ def test_steps_give_the_row_at_any_pace(config, window, seed, in_place):
                 assert in_place or torch.equal(value, copy)
                 assert torch.equal(memory[name][~active], copy[~active])
             here += active
+
+
+@pytest.mark.parametrize("label", ["plain", "certainty", "exit"])
+def test_a_long_packed_row_is_what_a_mask_over_it_gives(label, monkeypatch):
+    core, g = core_of(CONFIGS[label]), torch.Generator().manual_seed(0)
+    e, p = torch.randn(1, LONG + 9, D, generator=g), torch.rand(1, LONG + 9, generator=g)
+    reset = torch.rand(1, LONG + 9, generator=g) < 0.1
+    reset[:, 0] = True
+    args = (e, LoopCues(certainty=p), reset, torch.ones_like(reset), torch.zeros(1, dtype=torch.int64))
+    with torch.no_grad():
+        packed, _ = core(*args)
+        monkeypatch.setattr(attention, "LONG", 10**6)
+        masked, _ = core(*args)
+    assert not torch.equal(packed, masked)  # it did go by pieces
+    torch.testing.assert_close(packed, masked, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("label", CONFIGS)
