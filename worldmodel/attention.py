@@ -145,8 +145,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One position. `keys`, `values` are rings `(B, W, H, E)`; `count` `(B,)` is how many positions came before."""
         B, D = x_BD.shape
-        values = None if values_BS is None else values_BS.unsqueeze(1)
-        q, k, v = self.project(x_BD.unsqueeze(1), count[:, None], values)
+        side = None if values_BS is None else values_BS.unsqueeze(1)
+        q, k, v = self.project(x_BD.unsqueeze(1), count[:, None], side)
         keys = self._put(keys, k, count, active_B, in_place)
         values = self._put(values, v, count, active_B, in_place)
         filled = (torch.arange(self.window, device=x_BD.device) <= count[:, None])[:, None, None, :]
