@@ -48,6 +48,11 @@ class CapturedImagination:
                 "a step with extra boundaries in the causal stage cannot be captured: whether the main network runs "
                 "is known only once the router has spoken; use model.imagine, or a model whose causal.extra is 0"
             )
+        if model.core is not None and not model.core.alike:
+            raise UserError(
+                "a step whose tokens get loops of their own cannot be captured: how many is known only once they run; "
+                "use model.imagine, or a model whose loops have neither certainty, budget nor exit"
+            )
         self.batch_size = batch_size
         action = model.config.action
         dtype = torch.float32 if action.kind == "box" else torch.int64

@@ -25,9 +25,9 @@ from worldmodel.kernels.ema import ema_scan
 from worldmodel.layers import Memory, Stack
 from worldmodel.main_network import MainNetwork
 from worldmodel.residual import Residual
-from worldmodel.router import Router, Routing, straight_through
+from worldmodel.router import Router, straight_through
 from worldmodel.side import Widening, action_width
-from worldmodel.tokens import Marks, Side
+from worldmodel.tokens import Marks, Said, Side
 
 LONGEST = 32  # lengths of chunks from here on are told as one
 
@@ -93,7 +93,7 @@ class CausalStage(nn.Module):
 
     # ---- whole rows -----------------------------------------------------------------------------------------------
 
-    def forward(self, x_BLd: Tensor, side: Side, marks: Marks) -> tuple[Tensor, dict[str, Routing]]:
+    def forward(self, x_BLd: Tensor, side: Side, marks: Marks) -> tuple[Tensor, Said]:
         """Run whole rows.
 
         Args:
@@ -102,17 +102,16 @@ class CausalStage(nn.Module):
             marks: which of them are what.
 
         Returns:
-            `y_BLD`, and what the routers said, by the name of their stage.
+            `y_BLD`, and what there is to say beside it.
         """
         h = self.encoder(self.widen(x_BLd, side.action, side.path), marks.reset, values=side.values)
         path = None
         if self.path is not None:
             path = self.path(side.path if self.path_in is None else self.path_in(x_BLd).to(h.dtype), marks.reset)
-        said: dict[str, Routing] = {}
         forced = marks.is_frame if self.frame_boundary else marks.reset
         boundary, p, certainty = forced & marks.present, forced.float(), None
         if self.router is not None:
-            routing = said[self.name] = self.router(h, (marks.present & ~forced).float(), marks.present.float())
+            routing = self.router(h, (marks.present & ~forced).float(), marks.present.float())
             extra = routing.boundary & ~forced & marks.present
             boundary = boundary | (extra & (_earlier_in_frame(extra, side.frame, marks.reset) < self.max_extra))
             p = torch.where(forced, 1.0, routing.probability)
@@ -129,7 +128,9 @@ class CausalStage(nn.Module):
         if self.embed_length is not None:
             length = F.pad(index[:, 1:] - index[:, :-1], (1, 0)).masked_fill(inner.reset, 0)
             started = started + self.embed_length[length.clamp(0, LONGEST)]
-        z, deeper = self.inner(started, chosen, inner)
+        z, said = self.inner(started, chosen, inner)
+        if self.router is not None:
+            said.routing = {self.name: routing} | said.routing
         z = z[..., : self.smoothed_width]
         if self.router is not None:
             z, _ = ema_scan(z, p.gather(1, index) * kept)
@@ -138,7 +139,7 @@ class CausalStage(nn.Module):
             up = up * straight_through(p, boundary).unsqueeze(-1)
         residual = None if self.residual is None else self.residual(h, marks.reset)
         narrow, x0 = self._narrow(up, residual)
-        return self.decoder(narrow, marks.reset, values=side.values, x0=x0), said | deeper
+        return self.decoder(narrow, marks.reset, values=side.values, x0=x0), said
 
     def _narrow(self, up: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Narrowed by cutting off, as in H-Net, and joined with the residual; what was cut off, made as wide."""

@@ -36,11 +36,13 @@ class LoopNotes:
 
     Attributes:
         loops: mean loops a token.
+        each: `(B, M)` int64, the loops of each token, 0 at pads.
         correlation: mean correlation between the s of two tokens; near 1 the core has collapsed.
         moved: mean |s_r - s_{r-1}| / |s_r| of a token's last loop; near 1 more loops would have gone on.
     """
 
     loops: Tensor
+    each: Tensor
     correlation: Tensor
     moved: Tensor
 
@@ -109,7 +111,7 @@ class LoopedCore(Core):
             sight, place = Sight(e_BMD, reset_BM, self.window), torch.arange(M, device=s.device).repeat(B)
             pasts = [RowPast(sight) for _ in self.blocks]
             ran = self.run(s.flatten(0, 1), e_BMD.flatten(0, 1), place, pasts, plan.map(torch.flatten))
-        return ran.s.view(B, M, D), _notes(ran, present_BM.flatten())
+        return ran.s.view(B, M, D), _notes(ran, present_BM)
 
     def _plan(self, cues: LoopCues, present_BM: Tensor, key_B: Tensor) -> LoopPlan:
         config = self.config
@@ -204,8 +206,8 @@ class LoopedCore(Core):
         return [RingPast(memory, f"{name}.{i}", count_B, in_place=in_place) for i in range(len(self.blocks))]
 
 
-def _notes(ran: Ran, present_T: Tensor) -> LoopNotes:
-    count = present_T.sum()
+def _notes(ran: Ran, present_BM: Tensor) -> LoopNotes:
+    present_T, count = present_BM.flatten(), present_BM.sum()
 
     def mean(x_T: Tensor) -> Tensor:
         return x_T.masked_fill(~present_T, 0).sum() / count
@@ -216,4 +218,5 @@ def _notes(ran: Ran, present_T: Tensor) -> LoopNotes:
     # The sum over all pairs is the square of the sum; each token's correlation of 1 with itself is taken away.
     pairs = unit.sum(0).square().sum() - unit.square().sum()
     correlation = pairs / (count * (count - 1)).clamp(min=1)
-    return LoopNotes(mean(ran.loops), correlation, mean(moved(ran.s, ran.before)))
+    each = ran.loops.view(present_BM.shape) * present_BM
+    return LoopNotes(mean(ran.loops), each, correlation, mean(moved(ran.s, ran.before)))

@@ -93,6 +93,12 @@ def world_model_loss(
     for name, r in run.routing.items():
         notes |= {f"router/{name}_F": r.hard_rate, f"router/{name}_G": r.soft_rate}
 
+    if run.loops is not None:
+        notes |= {
+            "loops/mean": run.loops.loops,
+            "loops/token_correlation": run.loops.correlation,
+            "loops/moved_in_the_last": run.loops.moved,
+        }
     with torch.no_grad():
         valid = run.chunks.valid.view(*batch.index.shape, -1)
         notes["latent/kl"] = _mean(dynamics, predictable)

@@ -30,6 +30,7 @@ from worldmodel.kernels import noise
 from worldmodel.latents import make_latent
 from worldmodel.layers import Memory
 from worldmodel.layout import Layout
+from worldmodel.loops import LoopedCore, LoopNotes
 from worldmodel.router import Routing
 from worldmodel.seeing import Seen, initial_sight, look_away, see_rows, see_step
 from worldmodel.side import action_vector
@@ -51,6 +52,7 @@ class Pass:
         y: `(B, T, 1 + K, E)`, at F_t and at each chunk token; `past` = `y[:, :, :K]` predicts the chunks.
         y_last: `(B, T, E)`, at the last token of each frame.
         routing: what the routers said, by stage; absent where boundaries are fixed.
+        loops: how the looped core went; None without one.
     """
 
     seen: Seen
@@ -60,6 +62,7 @@ class Pass:
     y: Tensor
     y_last: Tensor
     routing: dict[str, Routing]
+    loops: LoopNotes | None = None
 
 
 @dataclass
@@ -131,6 +134,24 @@ class WorldModel(nn.Module):
         """True where a dream has to say where chunks start: not at a fixed stride, of all patches or of new ones."""
         return self.frame_stage.router is not None
 
+    @property
+    def core(self) -> LoopedCore | None:
+        """The looped core of the main network, if it has one."""
+        inner = self.causal_stage.inner
+        while isinstance(inner, CausalStage):
+            inner = inner.inner
+        return inner.core
+
+    def set_loops(self, loops: float | None) -> None:
+        """Choose how often the core runs outside of training; None is what the config says.
+
+        Raises:
+            ValueError: the model has no looped core, or that is less than 1 or more than `max_loops`.
+        """
+        if self.core is None:
+            raise ValueError("this model has no looped core: main.loop.layers of its config is empty")
+        self.core.set_loops(loops)
+
     # ---- whole segments -------------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, key: Tensor, *, packed: bool = False) -> Pass:
@@ -172,11 +193,13 @@ class WorldModel(nn.Module):
             nothing = code.new_zeros(B, T, 1, code.shape[-1])
             values = layout.lay(torch.cat([torch.cat([nothing, code], dim=2).flatten(1, 2), action], dim=-1))
         side = Side(layout.lay(action), number_frames(is_frame, reset), values)
-        y, causal_routing = self.causal_stage(layout.lay(slots), side, Marks(is_frame, reset, layout.present))
+        # In packed rows, which are a single one, all tokens share the first row's noise.
+        marks = Marks(is_frame, reset, layout.present, key[: len(is_frame)])
+        y, said = self.causal_stage(layout.lay(slots), side, marks)
         y = layout.back(y)
         y = y.view(B, T, 1 + K, -1)
         y_last = y.gather(2, valid.sum(2)[..., None, None].expand(-1, -1, 1, y.shape[-1])).squeeze(2)
-        return Pass(seen, chunks, posterior, latent, y, y_last, seen.routing | causal_routing)
+        return Pass(seen, chunks, posterior, latent, y, y_last, seen.routing | said.routing, said.loops)
 
     # ---- one frame at a time --------------------------------------------------------------------------------------
 

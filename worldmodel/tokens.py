@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from worldmodel.config import ModelConfig
 from worldmodel.kernels.compaction import take
+from worldmodel.loops import LoopNotes
+from worldmodel.router import Routing
 from worldmodel.side import action_width
 
 
@@ -48,15 +50,37 @@ class Marks:
         is_frame: F_t.
         reset: a piece begins here and nothing is remembered; always an F_t.
         present: False at pads, which lie to the right.
+        key: `(B,)` int64, the noise key of each row.
     """
 
     is_frame: Tensor
     reset: Tensor
     present: Tensor
+    key: Tensor
 
     def take(self, index_BM: Tensor, kept_BM: Tensor) -> Marks:
         """Those of the tokens at `index_BM`, of which only `kept_BM` are real."""
-        return Marks(self.is_frame.gather(1, index_BM) & kept_BM, self.reset.gather(1, index_BM) & kept_BM, kept_BM)
+        is_frame, reset = (flag.gather(1, index_BM) & kept_BM for flag in (self.is_frame, self.reset))
+        return Marks(is_frame, reset, kept_BM, self.key)
+
+
+@dataclass
+class Said:
+    """What the stages have to say of whole rows beside their output.
+
+    Attributes:
+        routing: what the routers said, by the name of their stage.
+        loops: how a looped core went; None without one.
+    """
+
+    routing: dict[str, Routing]
+    loops: LoopNotes | None = None
+
+
+def number_in_piece(reset_BL: Tensor) -> Tensor:
+    """The number of each token in its own piece, from 1: `(B, L)` int64."""
+    place = torch.arange(reset_BL.shape[1], device=reset_BL.device)
+    return place - torch.where(reset_BL, place, 0).cummax(1).values + 1
 
 
 def number_frames(is_frame_BL: Tensor, reset_BL: Tensor) -> Tensor:

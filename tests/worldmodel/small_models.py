@@ -7,7 +7,16 @@ from dataclasses import replace
 import torch
 
 from worldmodel.batch import Batch
-from worldmodel.config import CausalConfig, FrameConfig, LatentConfig, MainConfig, MambaConfig, ModelConfig, SideConfig
+from worldmodel.config import (
+    CausalConfig,
+    FrameConfig,
+    LatentConfig,
+    LoopConfig,
+    MainConfig,
+    MambaConfig,
+    ModelConfig,
+    SideConfig,
+)
 from worldmodel.model import WorldModel
 from worldmodel.specs import ActionSpec, ObservationSpec
 
@@ -70,6 +79,9 @@ CONFIGS = {
         main=replace(STRIDE.main, width=48),
         side=SideConfig(path=8, values=True),
         causal=(replace(STRIDE.causal[0], cut_off=True, residual="mamba"),),
+    ),
+    "looped": replace(
+        EXTRA, main=replace(EXTRA.main, loop=LoopConfig(layers="T1", coda="t1", loops=2.0, max_loops=4, certainty=True))
     ),
     "added": replace(EXTRA, side=SideConfig(action="add")),
     "token": replace(DEEP, side=SideConfig(action="token")),

@@ -69,8 +69,9 @@ class Tokens:
     @torch.no_grad()
     def run(self, stage: CausalStage, content: torch.Tensor | None = None, action: torch.Tensor | None = None):
         side = Side(self.action if action is None else action, self.number, self.values)
-        marks = Marks(self.is_frame, self.reset, self.valid)
-        return stage(self.content if content is None else content, side, marks)
+        marks = Marks(self.is_frame, self.reset, self.valid, torch.arange(3))
+        y, said = stage(self.content if content is None else content, side, marks)
+        return y, said.routing
 
     def step(self, stage: CausalStage, rows: slice, i: int, memory: Memory, active: torch.Tensor | None = None):
         """Token `i` of some rows; a frame's later tokens take its action and number."""

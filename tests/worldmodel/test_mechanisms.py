@@ -43,10 +43,12 @@ def check_steps(choice: Choice, seed: int = 0) -> bool:
     if doubtful(whole):
         return False
     E = config.causal[0].width
+    # Where a loop begins at the end of another, for token after token, rounding grows with them.
+    near = 2e-3 if config.main.loop.warm_start else 1e-4
     for row in range(3):
         for piece in pieces(batch, row):
             for t, feature in zip(piece, step_through(model, batch, row, piece, int(KEY[row]))):
-                torch.testing.assert_close(feature[:E], whole.y_last[row, t], atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(feature[:E], whole.y_last[row, t], atol=near, rtol=near)
     return True
 
 
