@@ -137,7 +137,9 @@ class Segments:
         batch_size: rows, `B`.
         length: frames a row, `T`.
         seed: of the sampler.
-        end_share: the share of rows that are made to hold a termination or a rare reward; the others follow the tape.
+        end_share: the share of rows that are made to hold a termination or a rare reward.
+        rare_share: the share of rows that are made to hold a frame drawn evenly from the distinct ones. The others
+            follow the tape.
         loose: distinct frames that come along in each batch, each as likely as any other: what is seen rarely is
             painted as often as what is seen all the time.
         mix: the share of loose frames into which a rectangle of another is pasted, so that the painter also sees what
@@ -152,6 +154,7 @@ class Segments:
         length: int,
         seed: int = 0,
         end_share: float = 0.25,
+        rare_share: float = 0.0,
         loose: int = 0,
         mix: float = 0.0,
         grain: int | None = None,
@@ -160,9 +163,11 @@ class Segments:
         self.loose, self.mix, self.grain = loose, mix, grain
         self.batch_size = batch_size
         self.length = length
-        self.end_share = end_share
+        self.end_share, self.rare_share = end_share, rare_share
         self.rng = np.random.default_rng(seed)
         rewarded = table.reward != 0
+        self.by_frame = np.argsort(table.index, kind="stable")  # positions, those of one distinct frame side by side
+        self.last_of = np.cumsum(np.bincount(table.index, minlength=len(table.frames)))
         self.events = np.flatnonzero(table.terminated | (rewarded & (rewarded.mean() < RARE)))
 
     @classmethod
@@ -175,6 +180,7 @@ class Segments:
             training.length,
             seed=seed,
             end_share=training.end_share,
+            rare_share=training.rare_share,
             loose=training.loose,
             mix=training.mix,
             grain=grain,
@@ -215,15 +221,25 @@ class Segments:
 
     def _begins(self) -> np.ndarray:
         """Where each row begins: `(B,)` positions."""
-        begins = self.rng.integers(len(self.table), size=self.batch_size)
-        aimed = self.rng.random(self.batch_size) < self.end_share
-        if len(self.events) and self.length > 1:
-            # The event falls on any slot but the first, whose losses are masked in mid-episode.
-            event = self.events[self.rng.integers(len(self.events), size=self.batch_size)]
-            back = self.rng.integers(1, self.length, size=self.batch_size)
-            episode_begin = self.table.begin[self.table.episode_of(event)]
-            begins = np.where(aimed, np.maximum(event - back, episode_begin), begins)
+        table, B = self.table, self.batch_size
+        begins = self.rng.integers(len(table), size=B)
+        lot = self.rng.random(B)
+        if self.length > 1:
+            to_an_end = (lot < self.end_share) & (len(self.events) > 0)
+            to_a_rare_frame = ~to_an_end & (lot < self.end_share + self.rare_share)
+            if to_an_end.any():
+                begins[to_an_end] = self._before(self.events[self.rng.integers(len(self.events), size=B)])[to_an_end]
+            if to_a_rare_frame.any():
+                frame = self.rng.integers(len(table.frames), size=B)
+                first = np.where(frame, self.last_of[frame - 1], 0)
+                position = self.by_frame[self.rng.integers(first, self.last_of[frame])]
+                begins[to_a_rare_frame] = self._before(position)[to_a_rare_frame]
         return begins
+
+    def _before(self, position: np.ndarray) -> np.ndarray:
+        """Where rows begin that hold these: on any slot but the first, whose losses are masked in mid-episode."""
+        back = self.rng.integers(1, self.length, size=len(position))
+        return np.maximum(position - back, self.table.begin[self.table.episode_of(position)])
 
     def _row(self, begin: int) -> np.ndarray:
         """The `(T,)` positions of the row that begins there."""

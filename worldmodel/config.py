@@ -92,6 +92,7 @@ class LatentConfig:
     groups: int = 16
     classes: int = 16
     unimix: float = 0.01  # share of the uniform distribution mixed in, in the losses only
+    forget: float = 0.0  # share of a code's groups that the tokens are not told in training
 
     def __post_init__(self) -> None:
         _check_numbers(self)

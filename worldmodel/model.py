@@ -37,6 +37,7 @@ from worldmodel.side import action_vector
 from worldmodel.state import DreamState
 from worldmodel.tokens import Contents, Marks, Side, lengths_before, number_frames
 
+FORGET = 3  # which groups of codes the tokens are not told
 CHANGES = 1  # the stream of a step's noise that says which patches change
 
 
@@ -175,7 +176,7 @@ class WorldModel(nn.Module):
         latent = self.latent.infer(posterior, draws.latent)
         # The code answers to the painter alone. Let into the encoder, the wish to be foretold makes it poor and sure of
         # itself before it has learned to tell a key from the floor.
-        code = latent.detach()
+        code = self._half_forgotten(latent.detach(), key) if self.training else latent.detach()
         changed = None if seen.changed is None else seen.changed.unsqueeze(2)
         tokens = self.contents.tokens(self.contents.chunks(code, start), lengths_before(start, valid), changed)
 
@@ -200,6 +201,16 @@ class WorldModel(nn.Module):
         y = y.view(B, T, 1 + K, -1)
         y_last = y.gather(2, valid.sum(2)[..., None, None].expand(-1, -1, 1, y.shape[-1])).squeeze(2)
         return Pass(seen, chunks, posterior, latent, y, y_last, seen.routing | said.routing, said.loops)
+
+    def _half_forgotten(self, code: Tensor, key: Tensor) -> Tensor:
+        """Codes `(B, T, K, Z)` of which some groups are left out, so that no whole frame can be learned by heart."""
+        if not (share := self.config.latent.forget):
+            return code
+        B, T, K, Z = code.shape
+        groups = self.config.latent.groups
+        word = noise.row_hash(key[:, None], torch.arange(T, device=key.device), FORGET)
+        kept = noise.uniform(word, K * groups).view(B, T, K, groups, 1) >= share
+        return (code.view(B, T, K, groups, Z // groups) * kept).view(B, T, K, Z)
 
     # ---- one frame at a time --------------------------------------------------------------------------------------
 

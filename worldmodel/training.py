@@ -46,6 +46,7 @@ class TrainConfig:
     clip: float = 1.0  # of the gradient's norm
     average: float = 0.995  # decay of the running average of the weights
     end_share: float = 0.25  # rows that hold a reward or a termination
+    rare_share: float = 0.25  # rows that hold a frame drawn evenly from the distinct ones
     pictures_first: int = 1500  # updates that only paint loose frames, a tenth of the cost of the others
     loose: int = 12  # frames that come along to be painted, rare ones as likely as common ones
     mix: float = 0.5  # share of those into which a rectangle of another is pasted

@@ -63,6 +63,21 @@ def test_loose_frames_come_along_rare_ones_as_often_as_common_ones(sparse_table)
     assert abs(counts - expected).max() < 6 * expected**0.5
 
 
+def test_rows_are_drawn_to_rare_frames():
+    """Of rows that all aim at one, each distinct frame gets as many, however seldom it comes."""
+    shows = np.zeros(200, np.uint8)
+    shows[[50, 90, 130, 170]] = 1, 2, 3, 4
+    episode = Episode(shows[:, None], np.zeros(199, int), np.zeros(199, np.float32), False, True)
+    table = FrameTable.from_episodes([episode], last_action_env.LastActionEnv.action_space)
+    rows = 4000  # of two frames, so that the one aimed at is the second, but where it begins the episode
+    batch = Segments(table, rows, 2, end_share=0, rare_share=1).sample()
+    aimed = np.bincount(batch.frames[batch.index[:, 1]][:, 0].numpy(), minlength=5)
+    assert abs(aimed - rows / 5).max() < 6 * (rows / 5) ** 0.5
+    half = Segments(table, rows, 2, end_share=0, rare_share=0.5).sample()
+    rare = (half.frames[half.index[:, 1]][:, 0] > 0).float().mean()
+    assert 0.36 < rare < 0.46  # four fifths of the half that aims, and one in fifty of the others
+
+
 def test_mixed_frames_are_a_rectangle_of_one_frame_in_another():
     rng = np.random.default_rng(0)
     frames = np.arange(1, 7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 12, 1), np.uint8)
