@@ -14,7 +14,7 @@ P patches, D width d0, E width d1, Z latent width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,10 @@ from worldmodel.side import action_vector
 from worldmodel.state import DreamState
 from worldmodel.tokens import Contents, Marks, Side, lengths_before, number_frames
 
+# Streams of a row's noise; what a step draws at once is stream 0.
+CHANGES = 1  # which patches change
+REALIGN = 2  # what a dreamed frame is seen with
 FORGET = 3  # which groups of codes the tokens are not told
-CHANGES = 1  # the stream of a step's noise that says which patches change
 
 
 @dataclass
@@ -411,6 +413,28 @@ class WorldModel(nn.Module):
         start = output.starts
         chunks = Chunks.at(start.clamp(min=0), start >= 0, self.frame_stage.patches.count)
         return self.frame_stage.patches.inverse(self.frame_stage.decode(output.latent, output.past, chunks))
+
+    @torch.no_grad()
+    def realign(self, before: DreamState, action: Tensor, output: StepOutput) -> tuple[DreamState, StepOutput]:
+        """Show the model the frame that it dreamed: what it remembers is then what its encoder makes of its picture.
+
+        A sampled code need not be one that the encoder would ever give. The dreamed tokens are dropped, the painted
+        frame is taken in as a true one would be.
+
+        Args:
+            before: the state that `imagine` was given, which does not know of the frame.
+            action: `(B, *action shape)` that `imagine` was given.
+            output: what `imagine` returned.
+
+        Returns:
+            The state in place of the one that `imagine` returned, and the output with its feature. The frame, its
+            reward and whether it is terminal stay as they were dreamed.
+        """
+        key, step = before.tensors["key"], before.tensors["step"]
+        # Numbers of its own: those of the dreamed latents are already in the picture.
+        aside = DreamState(before.tensors | {"key": noise.row_hash(key, step, REALIGN)})
+        state, _ = self.observe(aside, action, self.decode(output), torch.zeros_like(key, dtype=torch.bool))
+        return DreamState(state.tensors | {"key": key}), replace(output, feature=state.feature)
 
 
 def _of_the_stage(memory: Memory) -> Memory:

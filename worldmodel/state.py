@@ -43,6 +43,10 @@ class DreamState:
         """These rows where `mask` `(B,)` is True, `other`'s elsewhere."""
         return DreamState({n: where_rows(mask, value, other.tensors[n]) for n, value in self.tensors.items()})
 
+    def put(self, rows: Tensor, other: DreamState) -> DreamState:
+        """These rows, but at `rows` `(n,)` int64 those of `other`, one behind the other."""
+        return DreamState({n: value.index_copy(0, rows, other.tensors[n]) for n, value in self.tensors.items()})
+
     def clone(self) -> DreamState:
         """A copy that shares no memory."""
         return DreamState({name: value.clone() for name, value in self.tensors.items()})
