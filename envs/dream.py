@@ -22,7 +22,7 @@ class DreamEnv(gymnasium.Env):
     """One dream behind Gymnasium's interface for single environments: row 0 of a `DreamVectorEnv`, seed for seed.
 
     Args:
-        checkpoint, horizon, starts, render_mode, device, greedy: as in `DreamVectorEnv`.
+        checkpoint, horizon, starts, render_mode, device, greedy, realign: as in `DreamVectorEnv`.
 
     Raises:
         UserError, ValueError: as there.
@@ -38,6 +38,7 @@ class DreamEnv(gymnasium.Env):
         render_mode: str | None = None,
         device: str = "cpu",
         greedy: bool = False,
+        realign: int = 0,
     ) -> None:
         self.row = DreamVectorEnv(
             1,
@@ -48,6 +49,7 @@ class DreamEnv(gymnasium.Env):
             render_mode=render_mode,
             device=device,
             greedy=greedy,
+            realign=realign,
         )
         self.observation_space = self.row.single_observation_space
         self.action_space = self.row.single_action_space

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -48,6 +49,8 @@ class DreamVectorEnv(VectorEnv):
         render_mode: `"rgb_array"` or None; environments with vector or grid observations have no pictures to render.
         device: where the model runs.
         greedy: always dream what is most likely, instead of sampling.
+        realign: after so many steps of an episode, and again and again, what the model remembers of its frame is
+            brought in line with what it painted (`WorldModel.realign`); 0 never.
 
     Raises:
         UserError: the run is missing, damaged or has no such starts.
@@ -70,9 +73,12 @@ class DreamVectorEnv(VectorEnv):
         render_mode: str | None = None,
         device: str = "cpu",
         greedy: bool = False,
+        realign: int = 0,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, not {num_envs}")
+        if realign < 0:
+            raise ValueError(f"realign must be a number of steps, or 0 for never, not {realign}")
         if starts not in START_KINDS:
             raise ValueError(f"starts must be one of {', '.join(START_KINDS)}, not {starts!r}")
         world = load_world(checkpoint, device)
@@ -88,6 +94,7 @@ class DreamVectorEnv(VectorEnv):
         self.model = world.model
         self.horizon = int(horizon)
         self.greedy = greedy
+        self.realign = realign
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         # Copies, because a space carries random numbers of its own and the world is shared.
         self.single_observation_space = copy.deepcopy(world.observation_space)
@@ -277,8 +284,7 @@ class DreamVectorEnv(VectorEnv):
             self._state, self._out = fresh, None
             self._observations = self._starts.frames[self._start]
         else:
-            at, old = torch.from_numpy(index).to(self.model.device), self._state.tensors
-            self._state = DreamState({n: value.index_copy(0, at, fresh.tensors[n]) for n, value in old.items()})
+            self._state = self._state.put(torch.from_numpy(index).to(self.model.device), fresh)
             if self._observations is not None:
                 self._observations[index] = self._starts.frames[self._start[index]]
         self._elapsed[rows] = 0
@@ -294,9 +300,11 @@ class DreamVectorEnv(VectorEnv):
             )
         self._state, self._out = self.model.imagine(state, actions, greedy=self.greedy)
         self._observations = None
+        self._elapsed += 1
+        if self.realign:
+            self._realign(state, actions)
         final, reward = self._out.feature, self._out.reward.double()
         terminated = self._out.terminated.cpu().numpy().copy()
-        self._elapsed += 1
         truncated = (self._elapsed >= self.horizon) & ~terminated
         if self.autoreset_mode == AutoresetMode.NEXT_STEP and ended.any():
             # These rows only begin anew in this step: their action is ignored and nothing is paid.
@@ -306,6 +314,15 @@ class DreamVectorEnv(VectorEnv):
             self._restart(ended.copy())
         self._ended = terminated | truncated
         return final, reward, terminated, truncated
+
+    def _realign(self, before: DreamState, actions: Tensor) -> None:
+        """Show the rows whose turn it is, by their own steps, what they have painted."""
+        due = np.flatnonzero(self._elapsed % self.realign == 0)
+        if len(due):
+            rows = torch.from_numpy(due).to(self.model.device)
+            aligned, _ = self.model.realign(before[rows], actions[rows], self._out[rows])
+            self._state = self._require_reset().put(rows, aligned)
+            self._out = replace(self._out, feature=self._state.feature)
 
     def _look(self) -> np.ndarray:
         """The current observation of every row, decoded now if need be. Not to be handed out uncopied."""

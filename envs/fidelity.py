@@ -41,6 +41,7 @@ def measure_fidelity(
     horizons: tuple[int, ...] = (1, 5, 15, 50),
     windows: int = 256,
     seed: int = 0,
+    realign: int = 0,
 ) -> dict[str, Any]:
     """Measure a world model on a test set.
 
@@ -53,6 +54,7 @@ def measure_fidelity(
         horizons: rising numbers of steps at which dream and truth are compared.
         windows: sampled at each horizon, or all there are.
         seed: of the sample, the model's noise and the shuffling of actions.
+        realign: steps after which a dream is shown what it painted; 0 for never.
 
     Returns:
         A nested dict of plain numbers, ready for JSON; see `score`.
@@ -71,9 +73,9 @@ def measure_fidelity(
         raise UserError(f"no episode of the test set has more than {context} frames, so there is nothing to dream")
     state = observe_context(model, table, chosen, seed=seed)
     predictions = {
-        "dream": open_loop(model, state, table, chosen),
+        "dream": open_loop(model, state, table, chosen, realign=realign),
         "closed_loop": closed_loop(model, state, table, chosen),
-        "shuffled_actions": open_loop(model, state, table, chosen, shuffle_seed=seed),
+        "shuffled_actions": open_loop(model, state, table, chosen, shuffle_seed=seed, realign=realign),
         "repeat_last_frame": repeat_last_frame(table, chosen),
     }
     size = TILED.get((test_set.environment.get("wrappers") or [""])[-1])
@@ -81,7 +83,7 @@ def measure_fidelity(
     vocabulary = TileVocabulary.of(tile_source, size) if size else None
     report = score(predictions, table, chosen, shown=test_set.shown, spec=spec, vocabulary=vocabulary)
     report["environment"] = test_set.environment.get("id")
-    report["seed"] = seed
+    report["seed"], report["realign"] = seed, realign
     if vocabulary:
         source = "test set" if training_frames is None else "training data"
         report["vocabulary"] = {"tiles": len(vocabulary.tiles), "source": source}

@@ -26,7 +26,10 @@ def fidelity_table(report: dict[str, Any]) -> str:
     names = [name for name in PREDICTIONS if name in some["frames"]]
     tiled = "exact" in some["frames"][names[0]]["all"]
     figure = "frames exact (tiles right)" if tiled else "PSNR in dB (mean absolute error)"
-    lines = [f"{report.get('environment')}, {report['context']} real frames, then open loop. {figure}:", ""]
+    way = f"{report['context']} real frames, then open loop"
+    if report.get("realign"):
+        way += f", realign {report['realign']}"
+    lines = [f"{report.get('environment')}, {way}. {figure}:", ""]
     rows = []
     for horizon, entry in horizons.items():
         for label in (c for c in CLASSES if c in entry["frames"][names[0]]):

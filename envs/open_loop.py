@@ -74,7 +74,12 @@ def observe_context(model: WorldModel, table: FrameTable, windows: Windows, seed
 
 
 def open_loop(
-    model: WorldModel, state: DreamState, table: FrameTable, windows: Windows, shuffle_seed: int | None = None
+    model: WorldModel,
+    state: DreamState,
+    table: FrameTable,
+    windows: Windows,
+    shuffle_seed: int | None = None,
+    realign: int = 0,
 ) -> Rollout:
     """Dream on from `state` with the recorded actions, most likely latents, starts and events.
 
@@ -84,6 +89,7 @@ def open_loop(
         table: the test set's frames.
         windows: what to dream.
         shuffle_seed: if given, all actions of all windows and steps change places at random.
+        realign: after so many steps, and again and again, the model is shown what it painted; 0 never.
     """
     actions = _recorded_actions(table, windows)
     if shuffle_seed is not None:
@@ -91,7 +97,9 @@ def open_loop(
         actions[taken] = np.random.default_rng(shuffle_seed).permutation(actions[taken])
 
     def step(state: DreamState, number: int, rows: int) -> tuple[DreamState, StepOutput]:
-        return model.imagine(state, _tensor(actions[:rows, number - 1]), greedy=True)
+        action = _tensor(actions[:rows, number - 1])
+        after, out = model.imagine(state, action, greedy=True)
+        return model.realign(state, action, out) if realign and number % realign == 0 else (after, out)
 
     return _roll(model, state, windows, step, seen=False)
 

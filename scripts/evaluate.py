@@ -39,11 +39,15 @@ class Evaluate(Common):
     """The agent takes its most likely action in place of a sampled one."""
     num_envs: int = 32
     """Environments that step together."""
+    realign: int = 0
+    """Steps after which a dream encodes its own frame anew, again and again; 0 for never."""
 
 
 def run(args: Evaluate) -> None:
     """Measure, print, and write."""
     require_positive(args, "episodes", "windows", "num_envs")
+    if args.realign < 0:
+        raise UserError(f"--realign must be a number of steps, or 0 for never, not {args.realign}")
     require_run(args.run)
     if args.json is not None and not args.json.parent.is_dir():
         raise UserError(f"--json {args.json}: there is no folder {args.json.parent}")
@@ -88,6 +92,7 @@ def evaluate(args: Evaluate) -> dict[str, Any]:
         "run": str(args.run),
         "seed": args.seed,
         "episodes": args.episodes,
+        "realign": args.realign,
     }
     report |= play(args, environment, seeds, device, with_agent=(args.run / AGENT_FILE).exists())
     if not args.play_only:
@@ -96,7 +101,7 @@ def evaluate(args: Evaluate) -> dict[str, Any]:
 
         frames = training_frames(args.run)
         report["fidelity"] = measure_fidelity(
-            model, load_test_set(environment), frames, windows=args.windows, seed=args.seed
+            model, load_test_set(environment), frames, windows=args.windows, seed=args.seed, realign=args.realign
         )
     return report
 
@@ -136,14 +141,16 @@ def play(
         venv.close()
     if not with_agent:
         return played
-    dream = dream_like(args.run, environment, seeds, device, args.num_envs)
+    dream = dream_like(args.run, environment, seeds, device, args.num_envs, args.realign)
     played["agent_dream"] = evaluate_policy(dream, agent, len(seeds), seeds, progress=ROWS["agent_dream"]).to_dict()
     gap = ("success", "mean_return", "mean_length")
     played["return_gap"] = {name: played["agent_dream"][name] - played["agent_real"][name] for name in gap}
     return played
 
 
-def dream_like(run: Path, environment: dict[str, Any], seeds: list[int], device: str, num_envs: int) -> Any:
+def dream_like(
+    run: Path, environment: dict[str, Any], seeds: list[int], device: str, num_envs: int, realign: int = 0
+) -> Any:
     """The run's dream with the real environment's time limit, beginning where the real episodes of `seeds` begin."""
     from gymnasium.vector import AutoresetMode
 
@@ -156,6 +163,7 @@ def dream_like(run: Path, environment: dict[str, Any], seeds: list[int], device:
         horizon=environment.get("episode_limit"),
         autoreset_mode=AutoresetMode.DISABLED,
         device=device,
+        realign=realign,
     )
     return SameStarts(dream, seeds, first_frames(environment, seeds))
 

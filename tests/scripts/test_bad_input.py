@@ -90,6 +90,7 @@ def test_options_that_no_model_can_have(made, tmp_path, fails):
     fails([*argv, "--chunks", 1000], "1000")
     fails([*argv, "--learning-rate", -1], "--learning-rate")
     fails([*argv, "--device", "abacus"], "--device abacus")
+    fails(["evaluate", "--run", made / "run", "--realign", -1], "--realign", "-1")
     fails(["collect", "--env", "CartPole-v1", "--steps", 0, "--out", tmp_path / "data"], "--steps")
 
 

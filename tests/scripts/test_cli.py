@@ -18,7 +18,7 @@ OPTIONS = {
     "import": ("--npz", "--out", "frames"),
     "train": ("--data", "--out", "--preset", "--boundary", "--updates", "--minutes", "--resume", "--batch-size"),
     "dream": ("--run", "--updates", "--minutes", "--resume", "--horizon", "--learning-rate"),
-    "evaluate": ("--run", "--episodes", "--json", "--play-only"),
+    "evaluate": ("--run", "--episodes", "--json", "--play-only", "--realign"),
     "demo": ("--out", "--env", "--steps", "--episodes"),
 }
 

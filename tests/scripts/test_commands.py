@@ -14,6 +14,7 @@ from worldmodel.envs.contexts import load_contexts
 from worldmodel.envs.segments import FrameTable
 from worldmodel.envs.store import EpisodeStore
 from worldmodel.scripts.cli import main
+from worldmodel.scripts.evaluate import dream_like
 from worldmodel.scripts.report import lively_windows
 
 BRIEF = ("--starts", "8", "--dreams", "8", "--horizon", "3", "--device", "cpu")
@@ -54,6 +55,12 @@ def test_evaluate_measures_three_ways(made, tmp_path, capsys):
     assert {k: v for k, v in again.items() if k != "command"} == {k: v for k, v in report.items() if k != "command"}
     assert main([*argv, "--seed", "1", "--json", str(tmp_path / "b.json")]) == 0
     other = json.loads((tmp_path / "b.json").read_text())
+    assert main([*argv, "--realign", "1", "--json", str(tmp_path / "c.json")]) == 0
+    aligned = json.loads((tmp_path / "c.json").read_text())
+    assert (report["realign"], aligned["realign"]) == (0, 1)
+    assert aligned["agent_real"] == report["agent_real"]
+    environment = json.loads((made / "run" / "config.json").read_text())["environment"]
+    assert dream_like(made / "run", environment, [1, 2], "cpu", num_envs=2, realign=3).dream.realign == 3
     assert not set(other["agent_real"]["seeds"]) & set(report["agent_real"]["seeds"])
 
 
