@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from worldmodel.curve import CURVES
+from worldmodel.envs.chunk_maps import chunk_edges, chunk_map, patch_order
 from worldmodel.envs.fidelity_metrics import EVENT
 from worldmodel.envs.open_loop import closed_loop, observe_context, open_loop, truth
 from worldmodel.envs.test_set import TestSet
@@ -38,43 +38,17 @@ def to_rgb(frames: np.ndarray, spec: ObservationSpec) -> np.ndarray:
     return np.concatenate([frames[..., :3], np.zeros_like(frames[..., : max(0, 3 - channels)])], axis=-1)
 
 
-def chunk_edges(starts: np.ndarray, height: int, width: int, patch: int, order: str = "raster") -> np.ndarray:
-    """Where the chunks of a frame meet.
-
-    Args:
-        starts: `(K,)` first patches of the chunks; -1 where absent.
-        height, width: of the frame, in pixels.
-        patch: side of a patch.
-        order: in which the patches follow one another, as in `FrameConfig`.
-
-    Returns:
-        `(n, 2, 2)` line segments from (x, y) to (x, y), in pixels from the upper left corner.
-    """
-    rows, columns = -(-height // patch), -(-width // patch)
-    begins = np.zeros(rows * columns, dtype=np.int64)
-    begins[starts[starts >= 0]] = 1
-    of_cell = np.zeros_like(begins)
-    of_cell[CURVES[order](rows, columns)] = begins.cumsum()
-    chunk = of_cell.reshape(rows, columns)
-    y, x = np.nonzero(chunk[1:] != chunk[:-1])  # the patch below belongs to another chunk
-    across = np.stack([x, y + 1, x + 1, y + 1], axis=1)
-    y, x = np.nonzero(chunk[:, 1:] != chunk[:, :-1])  # the patch to the right does
-    down = np.stack([x + 1, y, x + 1, y + 1], axis=1)
-    return np.minimum(np.concatenate([across, down]).reshape(-1, 2, 2) * patch, np.array([width, height]))
-
-
 def film_strip(
     path: str | Path,
     true: np.ndarray,
     dream: np.ndarray,
     *,
     steps: list[int] | None = None,
-    true_starts: np.ndarray | None = None,
-    dream_starts: np.ndarray | None = None,
+    true_chunks: np.ndarray | None = None,
+    dream_chunks: np.ndarray | None = None,
     true_reward: np.ndarray | None = None,
     dream_reward: np.ndarray | None = None,
     patch: int = 8,
-    order: str = "raster",
     title: str = "",
 ) -> None:
     """Draw truth, dream and their difference below one another, frame by frame.
@@ -83,10 +57,9 @@ def film_strip(
         path: of the new PNG.
         true, dream: `(T, H, W, 3)` uint8.
         steps: what is written under each frame; 1 to T if left out.
-        true_starts, dream_starts: `(T, K)` first patches of each frame's chunks, -1 where absent; drawn if given.
+        true_chunks, dream_chunks: `(T, R, C)` the chunk of each patch, from `chunk_map`; edges are drawn if given.
         true_reward, dream_reward: `(T,)`; rewards that are events are written under their frames.
         patch: side of a patch in pixels.
-        order: of the patches, as in `FrameConfig`.
         title: over the strip.
     """
     if true.shape != dream.shape:
@@ -98,11 +71,11 @@ def film_strip(
     if title:
         figure.suptitle(title, fontsize=9)
     rows = [
-        ("truth", true, true_starts, true_reward),
-        ("dream", dream, dream_starts, dream_reward),
+        ("truth", true, true_chunks, true_reward),
+        ("dream", dream, dream_chunks, dream_reward),
         ("error", error, None, None),
     ]
-    for axes, (name, frames, starts, reward) in zip(figure.subplots(3, 1), rows):
+    for axes, (name, frames, chunks, reward) in zip(figure.subplots(3, 1), rows):
         axes.imshow(_side_by_side(frames), interpolation="nearest", extent=(0, T * (width + GAP) - GAP, height, 0))
         labels = [str(n) for n in numbers]
         if reward is not None:
@@ -111,9 +84,9 @@ def film_strip(
         axes.set_yticks([height / 2], [name], fontsize=8)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        if starts is not None:
+        if chunks is not None:
             shift = np.array([width + GAP, 0])
-            edges = [chunk_edges(s, height, width, patch, order) + t * shift for t, s in enumerate(starts)]
+            edges = [chunk_edges(c, height, width, patch) + t * shift for t, c in enumerate(chunks)]
             axes.add_collection(LineCollection(list(np.concatenate(edges)), colors="#ffb000", linewidths=0.9))
     figure.savefig(path)
 
@@ -163,7 +136,7 @@ def draw_dreams(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     spec, table = model.config.observation, test_set.table
-    windows = _last_steps(test_set, count, context, steps)
+    windows, order = last_steps(test_set, count, context, steps), patch_order(model.frame_stage.patches)
     real = truth(table, windows)
     state = observe_context(model, table, windows, seed=seed)
     dream, seen = open_loop(model, state, table, windows), closed_loop(model, state, table, windows)
@@ -175,12 +148,11 @@ def draw_dreams(
             files[-1],
             true_frames[row, :length],
             dream_frames[row, :length],
-            true_starts=None if seen.starts is None else seen.starts[row, :length],
-            dream_starts=None if dream.starts is None else dream.starts[row, :length],
+            true_chunks=None if seen.starts is None else chunk_map(seen.starts[row, :length], order),
+            dream_chunks=None if dream.starts is None else chunk_map(dream.starts[row, :length], order),
             true_reward=real.reward[row, :length],
             dream_reward=dream.reward[row, :length],
             patch=model.config.frame.patch,
-            order=model.config.frame.order,
             title=f"{test_set.environment.get('id')}: {context} real frames, then the recorded actions open loop",
         )
         positions = windows.begin[row] + np.arange(context)
@@ -194,8 +166,18 @@ def draw_dreams(
     return files
 
 
-def _last_steps(test_set: TestSet, count: int, context: int, steps: int) -> Windows:
-    """Windows that end with their episodes: of the long enough ones, those in which most happens."""
+def last_steps(test_set: TestSet, count: int, context: int, steps: int) -> Windows:
+    """Windows that end with their episodes: of the long enough ones, those in which most happens.
+
+    Args:
+        test_set: succeeding episodes are taken if it has any.
+        count: windows, at most.
+        context: real frames before the first step.
+        steps: of each window, at most; its horizons are all of them.
+
+    Raises:
+        UserError: no episode is long enough.
+    """
     table = test_set.table
     last = table.begin[1:] - 1
     length = np.minimum(last - table.begin[:-1] - context + 1, steps)

@@ -9,7 +9,6 @@ from worldmodel.envs.pictures import (
     AWAKE,
     DREAMING,
     GAP,
-    chunk_edges,
     draw_dreams,
     film_strip,
     to_rgb,
@@ -22,39 +21,6 @@ from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
 from worldmodel.presets import preset
 from worldmodel.specs import ObservationSpec
-
-
-def edges_of(starts, height, width, patch):
-    """The same lines as pairs of pixels, found by looking at every patch."""
-    rows, columns = -(-height // patch), -(-width // patch)
-    chunk = np.searchsorted(sorted(s for s in starts if s >= 0), np.arange(rows * columns), side="right")
-    chunk = chunk.reshape(rows, columns)
-    lines = set()
-    for y in range(rows):
-        for x in range(columns):
-            if y and chunk[y, x] != chunk[y - 1, x]:
-                lines.add((x, y, x + 1, y))
-            if x and chunk[y, x] != chunk[y, x - 1]:
-                lines.add((x, y, x, y + 1))
-    return lines
-
-
-def test_chunk_edges():
-    one = chunk_edges(np.array([0, -1, -1]), 16, 16, 8)
-    assert one.shape == (0, 2, 2)
-    halves = chunk_edges(np.array([0, 2, -1]), 16, 16, 8)  # the lower row is a chunk of its own
-    assert sorted(map(tuple, halves.reshape(-1, 4).tolist())) == [(0, 8, 8, 8), (8, 8, 16, 8)]
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        starts = np.array([0, *sorted(rng.choice(np.arange(1, 49), 4, replace=False)), -1])
-        found = chunk_edges(starts, 56, 56, 8).reshape(-1, 4) // 8
-        assert set(map(tuple, found.tolist())) == edges_of(starts, 56, 56, 8)
-
-
-def test_chunk_edges_follow_the_order_of_the_patches():
-    """A curve through 2 x 2 patches goes down, to the right and up: its second half is the right column."""
-    halves = chunk_edges(np.array([0, 2]), 16, 16, 8, "hilbert")
-    assert sorted(map(tuple, halves.reshape(-1, 4).tolist())) == [(8, 0, 8, 8), (8, 8, 8, 16)]
 
 
 def test_to_rgb():
@@ -80,9 +46,9 @@ def test_truth_dream_error_side_by_side():
 def test_a_strip_changes_with_what_it_shows(tmp_path):
     rng = np.random.default_rng(0)
     true = rng.integers(256, size=(3, 16, 16, 3), dtype=np.uint8)
-    starts = np.array([[0, 2], [0, 2], [0, -1]])
+    chunks = np.array([[[0, 0], [1, 1]]] * 2 + [[[0, 0], [0, 0]]])
     film_strip(tmp_path / "plain.png", true, true)
-    film_strip(tmp_path / "chunks.png", true, true, dream_starts=starts)
+    film_strip(tmp_path / "chunks.png", true, true, dream_chunks=chunks)
     film_strip(tmp_path / "reward.png", true, true, true_reward=np.array([0, 0, 0.9]), dream_reward=np.zeros(3))
     plain, chunks, reward = (matplotlib.image.imread(tmp_path / f"{n}.png") for n in ("plain", "chunks", "reward"))
     assert plain.shape[2] == 4 and plain.shape[0] > 100
