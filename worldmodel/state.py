@@ -33,6 +33,11 @@ class DreamState:
         """`(B, feature width)`: what an agent sees of the last frame; zeros before the first."""
         return self.tensors["feature"]
 
+    @property
+    def main_tokens(self) -> Tensor:
+        """`(B,)` int64: how many tokens the main network has taken since the row's episode began."""
+        return self.tensors["chunks"]
+
     def __getitem__(self, rows: int | slice | Tensor | Sequence[int]) -> DreamState:
         """Some of the rows: an index (kept as a batch of one), a slice, a mask or a list of indices."""
         if not isinstance(rows, slice) and torch.as_tensor(rows).dim() == 0:
