@@ -16,7 +16,7 @@ import tyro
 
 from worldmodel.errors import UserError
 from worldmodel.kernels.backend import MissingBackend
-from worldmodel.scripts import collect, demo, dream, evaluate, import_npz, train
+from worldmodel.scripts import collect, demo, dream, evaluate, import_npz, show, train
 
 Command = (
     Annotated[collect.Collect, tyro.conf.subcommand("collect")]
@@ -24,6 +24,7 @@ Command = (
     | Annotated[train.Train, tyro.conf.subcommand("train")]
     | Annotated[dream.Dream, tyro.conf.subcommand("dream")]
     | Annotated[evaluate.Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[show.Show, tyro.conf.subcommand("show")]
     | Annotated[demo.Demo, tyro.conf.subcommand("demo")]
 )
 MODULES: dict[type, ModuleType] = {
@@ -32,6 +33,7 @@ MODULES: dict[type, ModuleType] = {
     train.Train: train,
     dream.Dream: dream,
     evaluate.Evaluate: evaluate,
+    show.Show: show,
     demo.Demo: demo,
 }
 DESCRIPTION = """H-Net world models: collect from a Gymnasium environment, train a world model on what was seen, train

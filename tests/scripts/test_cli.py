@@ -19,6 +19,7 @@ OPTIONS = {
     "train": ("--data", "--out", "--preset", "--boundary", "--updates", "--minutes", "--resume", "--batch-size"),
     "dream": ("--run", "--updates", "--minutes", "--resume", "--horizon", "--learning-rate"),
     "evaluate": ("--run", "--episodes", "--json", "--play-only", "--realign"),
+    "show": ("--run", "--out"),
     "demo": ("--out", "--env", "--steps", "--episodes"),
 }
 

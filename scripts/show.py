@@ -1,0 +1,45 @@
+"""`worldmodel show`: pictures of where a world model starts its chunks, and of how many tokens its frames take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from worldmodel.scripts.options import Common, MaybePath, choose_device, require_run
+
+
+@dataclass(kw_only=True)
+class Show(Common):
+    """Draw what a world model does with an episode of the test set that it never saw.
+
+    boundaries.png: where chunks start in frames that are seen, and in the same frames dreamed. tokens.png: chunks, and
+    tokens of the main network, frame by frame.
+    """
+
+    run: Path
+    """The run folder."""
+    out: MaybePath = None
+    """Folder of the pictures; the folder pictures in the run if not given."""
+
+
+def run(args: Show) -> None:
+    """Draw, and say where the pictures are."""
+    require_run(args.run)
+    from worldmodel.checkpoint import load_environment, load_model
+    from worldmodel.envs.boundary_pictures import draw_boundaries
+    from worldmodel.envs.test_set import load_test_set
+    from worldmodel.envs.token_pictures import draw_tokens, liveliest_episode, watch_episode
+
+    model = load_model(args.run, choose_device(args.device))
+    test_set = load_test_set(load_environment(args.run))
+    episode = watch_episode(model, test_set.table, liveliest_episode(test_set), seed=args.seed)
+    folder = args.run / "pictures" if args.out is None else args.out
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_boundaries(model, test_set, folder / "boundaries.png", seed=args.seed)
+    draw_tokens(folder / "tokens.png", episode)
+    print(f"{folder} holds boundaries.png and tokens.png.")
+
+
+def go_on(args: Show) -> str:
+    """What to do after Ctrl-C."""
+    return "The same command draws all pictures anew."
