@@ -54,6 +54,13 @@ class TrainConfig:
     log_every: int = 20
     losses: LossConfig = field(default_factory=LossConfig)
 
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "length", "learning_rate", "warmup", "clip", "save_every", "log_every"):
+            if not (value := getattr(self, name)) > 0:
+                raise ValueError(f"TrainConfig: {name} must be above 0, not {value!r}")
+        if not (0 <= self.average < 1 and all(0 <= beta < 1 for beta in self.betas)):
+            raise ValueError(f"TrainConfig: average and betas are below 1, not {self.average!r} and {self.betas!r}")
+
 
 class Batches(Protocol):
     """An endless source of segments that can be put back where it was (`worldmodel.envs.segments.Segments`)."""
