@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 # How a run was begun: what --resume goes on with, and where `worldmodel dream` finds the episodes.
 RECORD_FILE = "training.json"
 DEFAULT_MINUTES = 10.0
+TRAINING = "training."  # how the names of settings begin that are not the model's
+
+Config = TypeVar("Config")
 
 
 @dataclass(kw_only=True)
@@ -42,6 +46,12 @@ class Train(Common):
     """Where chunks start: at a fixed stride, or where a learned router puts them. The preset's if not given."""
     chunks: MaybeFloat = None
     """Chunks a frame: exact for stride, the target of the mean for learned. The preset's if not given."""
+    settings: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="NAME=VALUE")
+    ] = ()
+    """Any setting of the model or of its training, as often as you like: --set main.loop.layers=T1 --set
+    main.loop.loops=8 --set causal.0.extra=1 --set training.average=0.99 --set training.losses.representation=0.1. An
+    unknown name is answered with those that there are; worldmodel/config.py says what each one does."""
     updates: MaybeInt = None
     """Stop after so many updates, counted from the run's beginning."""
     minutes: MaybeFloat = None
@@ -72,6 +82,7 @@ def run(args: Train) -> None:
 
     store = EpisodeStore.open(args.data)
     _refuse_overwriting(args)
+    _refuse_twice(args)
     update = train(args, store)
     print(
         f"{args.out} holds a world model after {update} updates; watch it with "
@@ -101,8 +112,12 @@ def train(args: Train, store: EpisodeStore) -> int:
     resuming = args.resume and (args.out / "trainer.pt").exists()
     config = _resumed_config(args, store) if args.resume else _new_config(args, store)
     record = read_record(args.out) if args.resume else {}
-    settings = {**record.get("options", {}), **given(args, TrainConfig)}
-    training = dataclasses.replace(TrainConfig(), **settings)
+    options = {**record.get("options", {}), **given(args, TrainConfig)}
+    training = _override(TrainConfig(), [f"{TRAINING}{name}={value}" for name, value in options.items()], TRAINING)
+    if args.resume:
+        _refuse_changes(args, training, TRAINING)
+    training = _override(training, _settings(args, TRAINING), TRAINING)
+    options |= dict(setting.removeprefix(TRAINING).split("=", 1) for setting in _settings(args, TRAINING))
     table = FrameTable.from_store(store)
     if (longest := max(table.begin[1:] - table.begin[:-1])) < 2:
         raise UserError(f"the episodes in {args.data} have no steps to learn from (the longest has {longest} frame)")
@@ -122,7 +137,7 @@ def train(args: Train, store: EpisodeStore) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         save_contexts(args.out / CONTEXTS_FILE, choose_contexts(table, seed=args.seed))
         save_config(args.out, config, store.environment)
-    _write_record(args, record.get("preset", args.preset or "tiny"), settings)
+    _write_record(args, record.get("preset", args.preset or "tiny"), options)
     minutes = DEFAULT_MINUTES if args.updates is None and args.minutes is None else args.minutes
     trainer.train(
         updates=args.updates, minutes=minutes, report=Reporter(table, args.seed), report_every=args.report_every
@@ -172,9 +187,10 @@ def _new_config(args: Train, store: EpisodeStore) -> ModelConfig:
     try:
         observation, action = observation_spec(store.observation_space), action_spec(store.action_space)
         config = preset(args.preset or "tiny", observation, action)
-        return dataclasses.replace(config, frame=dataclasses.replace(config.frame, **_frame_options(args)))
+        config = dataclasses.replace(config, frame=dataclasses.replace(config.frame, **_frame_options(args)))
     except ValueError as error:
         raise UserError(str(error)) from error
+    return _override(config, _settings(args))
 
 
 def _resumed_config(args: Train, store: EpisodeStore) -> ModelConfig:
@@ -193,7 +209,40 @@ def _resumed_config(args: Train, store: EpisodeStore) -> ModelConfig:
     for name, value in asked.items():
         if value is not None and value != begun[name]:
             raise UserError(f"{args.out} was begun with --{name} {begun[name]}, not {value}: leave it out to resume")
+    _refuse_changes(args, config)
     return config
+
+
+def _settings(args: Train, prefix: str = "") -> list[str]:
+    """Those --set that are about training, or those that are about the model."""
+    return [setting for setting in args.settings if setting.startswith(TRAINING) == (prefix == TRAINING)]
+
+
+def _override(config: Config, settings: Sequence[str], prefix: str = "") -> Config:
+    from worldmodel.overrides import override
+
+    try:
+        return override(config, *settings, prefix=prefix)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _refuse_changes(args: Train, begun: Any, prefix: str = "") -> None:
+    """A resumed run stays what it was begun as; --set may say so again."""
+    for setting in _settings(args, prefix):
+        if _override(begun, [setting], prefix) != begun:
+            raise UserError(f"{args.out} was begun without --set {setting}: leave it out to resume")
+
+
+def _refuse_twice(args: Train) -> None:
+    """The same setting as an option and by --set: which of the two was meant?"""
+    from worldmodel.training import TrainConfig
+
+    names = {f"frame.{name}": name for name in _frame_options(args)}
+    names |= {f"{TRAINING}{name}": name for name in given(args, TrainConfig)}
+    for setting in args.settings:
+        if option := names.get(setting.partition("=")[0]):
+            raise UserError(f"--{option.replace('_', '-')} and --set {setting} are the same setting: give one of them")
 
 
 def _frame_options(args: Train) -> dict[str, Any]:

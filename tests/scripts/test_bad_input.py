@@ -146,3 +146,19 @@ def test_nan_in_training(copy, fails):
 
 def test_json_into_a_folder_that_is_not_there(made, tmp_path, fails):
     fails(["evaluate", "--run", made / "run", "--json", tmp_path / "no" / "x.json"], "--json", str(tmp_path / "no"))
+
+
+def test_settings_that_are_none(made, tmp_path, fails):
+    argv = ["train", "--data", made / "data", "--out", tmp_path / "run", *ONE]
+    fails([*argv, "--set", "main.lop.loops=8"], "main.lop", "main.loop")
+    fails([*argv, "--set", "training.averag=0.9"], "training.averag", "training.average")
+    fails([*argv, "--set", "training.losses.ratio=much"], "training.losses.ratio", "'much'")
+    fails([*argv, "--chunks", "3", "--set", "frame.chunks=4"], "--chunks", "same setting")
+    fails([*argv, "--end-share", "0.1", "--set", "training.end_share=0.2"], "--end-share", "same setting")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_with_another_setting(copy, fails):
+    argv = ["train", "--data", copy / "data", "--out", copy / "run", "--resume", "--updates", 3]
+    fails([*argv, "--set", "frame.chunks=5"], "begun without --set frame.chunks=5")
+    fails([*argv, "--set", "training.average=0.5"], "begun without --set training.average=0.5")

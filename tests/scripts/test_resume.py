@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from worldmodel.agents.training import AgentTrainer
+from worldmodel.checkpoint import load_config
 from worldmodel.scripts.cli import main
 
 SMALL = ("--batch-size", "2", "--length", "8", "--pictures-first", "1", "--device", "cpu")
@@ -31,6 +32,19 @@ def test_a_resumed_model_is_the_unbroken_one(copy):
     assert torch.load(copy / "run" / "trainer.pt", weights_only=True)["update"] == 4
     assert main(["train", "--data", data, "--out", unbroken, "--updates", "4", *SMALL]) == 0
     assert same(copy / "run", copy / "unbroken", "world_model.safetensors")
+
+
+def test_settings_hold_without_being_given_again(made, tmp_path):
+    settings = ("training.average=0.5", "training.losses.representation=0.1", "main.width=160", "frame.chunks=3")
+    argv = ["train", "--data", str(made / "data"), "--out", str(tmp_path / "run")]
+    chosen = [word for setting in settings for word in ("--set", setting)]
+    assert main([*argv, *chosen, *SMALL, "--updates", "1"]) == 0
+    model = load_config(tmp_path / "run")
+    assert (model.main.width, model.frame.chunks) == (160, 3.0)
+    assert main([*argv, "--resume", "--updates", "2", "--device", "cpu"]) == 0
+    assert main([*argv, "--resume", "--updates", "3", "--device", "cpu", *chosen]) == 0  # nothing new, so no harm
+    training = torch.load(tmp_path / "run" / "trainer.pt", weights_only=True)["config"]
+    assert (training["average"], training["losses"]["representation"], training["batch_size"]) == (0.5, 0.1, 2)
 
 
 def test_a_resumed_agent_counts_on(copy):
