@@ -67,11 +67,11 @@ def world_model_loss(
     notes: dict[str, Tensor] = {}
 
     terms["reconstruction"] = reconstruction_loss(model, run, config, key=key, generator=generator)
-    dynamics, representation = _latent_kl(model, run, config.free_nats)
+    dynamics, representation = latent_kl(model, run, config.free_nats)
     terms["dynamics"] = _mean(dynamics, predictable)
     terms["representation"] = _mean(representation, predictable)
     if model.predicts_starts:
-        start, entropy = _start_loss(model, run)
+        start, entropy = start_loss(model, run)
         terms["start"] = _mean(start, predictable)
         notes["latent/start_entropy"] = _mean(entropy, predictable)
     if run.seen.changed is not None:
@@ -192,7 +192,7 @@ def _some_distinct(seen: Seen, n: int, generator: torch.Generator) -> Tensor:
     return shuffled[earliest]
 
 
-def _latent_kl(model: WorldModel, run: Pass, free_nats: float) -> tuple[Tensor, Tensor]:
+def latent_kl(model: WorldModel, run: Pass, free_nats: float) -> tuple[Tensor, Tensor]:
     """Both directions of the balanced KL, `(B, T)`, summed over a frame's chunks."""
     B, T = run.y.shape[:2]
     start, valid = run.chunks.start.view(B, T, -1), run.chunks.valid.view(B, T, -1)
@@ -206,7 +206,7 @@ def _latent_kl(model: WorldModel, run: Pass, free_nats: float) -> tuple[Tensor, 
     return dynamics, representation
 
 
-def _start_loss(model: WorldModel, run: Pass) -> tuple[Tensor, Tensor]:
+def start_loss(model: WorldModel, run: Pass) -> tuple[Tensor, Tensor]:
     """Cross-entropy of where each chunk starts and of the END behind the last, `(B, T)`; and the choices' entropy."""
     B, T = run.y.shape[:2]
     P = model.prior.patches
