@@ -16,13 +16,20 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import AddRenderObservation, DtypeObservation, FlattenObservation, TransformObservation
+from gymnasium.wrappers import (
+    AddRenderObservation,
+    DtypeObservation,
+    FlattenObservation,
+    TimeLimit,
+    TransformObservation,
+)
 
 from worldmodel.envs.spaces import space_to_json
 from worldmodel.errors import UserError
 
 # Packages that register their environments only when imported, by how their ids begin.
 PACKAGES = {"MiniGrid-": "minigrid", "BabyAI-": "minigrid", "ALE/": "ale_py"}
+SKIP = 4  # frames that an action is held for in Atari games
 
 
 def _minigrid_rgb(env: gymnasium.Env) -> gymnasium.Env:
@@ -65,6 +72,24 @@ def _resize64(env: gymnasium.Env) -> gymnasium.Env:
     return TransformObservation(env, shrink, Box(0, 255, (64, 64, shape[2]), np.uint8))
 
 
+class SkipFrames(gymnasium.Wrapper):
+    """Every action held for four frames, of which the brighter of the last two is seen, pixel by pixel.
+
+    As in Mnih et al. (2015): Atari games draw some things in every other frame only.
+    """
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One action; the rewards of its frames are added up."""
+        total, seen = 0.0, None
+        for _ in range(SKIP):
+            before = seen
+            seen, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return seen if before is None else np.maximum(before, seen), total, terminated, truncated, info
+
+
 def _grayscale(env: gymnasium.Env) -> gymnasium.Env:
     """Colours as one channel of brightness (Rec. 601)."""
     shape = env.observation_space.shape or ()
@@ -88,6 +113,7 @@ WRAPPERS: dict[str, Callable[[gymnasium.Env], gymnasium.Env]] = {
     "minigrid_rgb_full": _minigrid_rgb_full,
     "minigrid_grid": _minigrid_grid,
     "render": _render,
+    "skip4": SkipFrames,
     "resize64": _resize64,
     "grayscale": _grayscale,
     "flatten": _flatten,
@@ -95,7 +121,10 @@ WRAPPERS: dict[str, Callable[[gymnasium.Env], gymnasium.Env]] = {
 
 
 def default_wrappers(env_id: str) -> tuple[str, ...]:
-    """The wrappers an id gets when none are named: the RGB partial view for MiniGrid, none for others."""
+    """The wrappers an id gets when none are named: MiniGrid's RGB partial view, Atari as world models see it (every
+    fourth frame, 64x64x3), none for others."""
+    if env_id.startswith("ALE/"):
+        return ("skip4", "resize64")
     return ("minigrid_rgb",) if env_id.startswith(("MiniGrid-", "BabyAI-")) else ()
 
 
@@ -132,9 +161,14 @@ def make_env(
         render_mode = "rgb_array"
     if render_mode is not None:  # environments without pictures do not know the word
         kwargs["render_mode"] = render_mode
-    env = _make(env_id, max_episode_steps=max_episode_steps, **kwargs)
+    if "skip4" in names and env_id.startswith("ALE/"):
+        kwargs.setdefault("frameskip", 1)  # the emulator skips by itself otherwise, and shows one frame of the four
+    outside = max_episode_steps if "skip4" in names else None  # inside it would count every frame
+    env = _make(env_id, max_episode_steps=max_episode_steps if outside is None else None, **kwargs)
     for name in names:
         env = WRAPPERS[name](env)
+    if outside is not None:
+        env = TimeLimit(env, outside)
     if isinstance(env.observation_space, Box) and env.observation_space.dtype == np.float64:
         env = DtypeObservation(env, np.float32)
     if seed is not None:

@@ -64,6 +64,28 @@ def test_resize64_averages_every_pixel_by_its_area():
     assert (observation == [100, 25, 0]).all()
 
 
+def test_a_skipped_step_adds_rewards_and_keeps_what_is_bright():
+    class Blinking(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(0, 255, (2,), np.uint8)
+        action_space = gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            self.count = 0
+            return np.zeros(2, np.uint8), {}
+
+        def step(self, action):
+            self.count += 1
+            shown = np.array([self.count, 0] if self.count % 2 else [0, self.count], np.uint8)
+            return shown, 1.0, self.count == 6, False, {}
+
+    env = WRAPPERS["skip4"](Blinking())
+    env.reset()
+    observation, reward, terminated, *_ = env.step(0)
+    assert observation.tolist() == [3, 4] and (reward, terminated) == (4.0, False)
+    observation, reward, terminated, *_ = env.step(0)
+    assert observation.tolist() == [5, 6] and (reward, terminated) == (2.0, True)
+
+
 def test_the_seed_resets():
     one, two = (make_env("CartPole-v1", seed=3) for _ in range(2))
     assert (one.unwrapped.state == two.unwrapped.state).all()
