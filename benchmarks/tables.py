@@ -17,6 +17,7 @@ from typing import Any
 from worldmodel.envs.fidelity_table import fidelity_table
 
 sys.path.insert(0, str(Path(__file__).parent))
+import ablation_tables
 import speed_report
 from speed_report import markdown
 
@@ -108,11 +109,21 @@ def speeds(table: Callable[[dict[str, Any]], str], part: str = "rates") -> str:
     return "\n\n".join(table(result) for result in results if part in result)
 
 
+def ablation(group: str, environment: str = "doorkey") -> Callable[[], str]:
+    """The tables of a group of variants."""
+    return lambda: ablation_tables.report(group, RESULTS / "ablation" / environment)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "fidelity": fidelity,
     "fidelity_full": fidelity_full,
     "boundaries": boundaries,
+    "ablation_boundaries": ablation("boundaries"),
+    "ablation_action": ablation("action"),
+    "ablation_loops": ablation("loops"),
+    "ablation_mechanisms": ablation("mechanisms"),
+    "ablation_atari": ablation("boundaries", "pong"),
     "speed": lambda: speeds(speed_report.report),
     "acting": lambda: speeds(speed_report.acting, "acting"),
     "floor": lambda: speeds(speed_report.floor, "floor"),
