@@ -2,8 +2,8 @@
 
     python benchmarks/ablation_run.py '{"environment": "doorkey", "variant": "plain", ...}'     # a `Plan` as JSON
 
-`ablation.py` starts these. The run folder is an ordinary one, `worldmodel evaluate` and `dream` take it. What is
-measured of it is kept there as well, until all of it is there and the result is written.
+`ablation.py` starts these. The run folder is an ordinary one, which `worldmodel evaluate` takes, too. What was measured
+is kept there until all of it is there and the result is written.
 """
 
 from __future__ import annotations

@@ -132,7 +132,15 @@ def test_a_killed_run_goes_on_to_the_same_figures(empty, monkeypatch):
             ablation_run.run(plan, empty)
     begun = json.loads((plan.folder / ablation_run.PROGRESS_FILE).read_text())
     assert set(begun["evaluations"]) == {"cpu"}
+
+    def counted(self, batch):
+        updates.append(self.update)
+        return step(self, batch)
+
+    updates: list[int] = []
+    monkeypatch.setattr(Trainer, "step", counted)
     resumed = ablation_run.run(plan, empty)
+    assert updates == [2, 3, 4]
     assert resumed["evaluations"]["cpu"] == begun["evaluations"]["cpu"]
     for name in ("bits", "horizons", "chunks"):
         assert resumed["evaluations"]["updates"][name] == unbroken["evaluations"]["updates"][name]
@@ -150,8 +158,10 @@ def test_a_folder_of_another_plan_is_begun_anew(empty):
 
 def test_who_never_comes_to_the_updates_is_not_waited_for(empty, monkeypatch):
     monkeypatch.setattr(ablation_run, "PATIENCE", 1.0)
-    result = ablation_run.run(replace(PLAN, updates=10**6), empty)
-    assert set(result["evaluations"]) == {"cpu"}
+    learned = (*SMALL, "frame.boundary=learned", "causal.0.extra=1")
+    evaluations = ablation_run.run(replace(PLAN, settings=learned, updates=10**6), empty)["evaluations"]
+    assert set(evaluations) == {"cpu"}
+    assert evaluations["cpu"]["bits"]["start"] > 0 and evaluations["cpu"]["main_tokens_a_frame"] >= 1
 
 
 def test_a_plan_survives_the_command_line():
