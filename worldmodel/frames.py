@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from worldmodel.boundaries import frame_router
 from worldmodel.chunks import Chunks
 from worldmodel.config import ModelConfig
+from worldmodel.kernels import noise
 from worldmodel.kernels.compaction import compact, spread, take
 from worldmodel.layers import Stack
 from worldmodel.past_frame import PastFrame
@@ -24,6 +25,8 @@ from worldmodel.patches import Patches
 from worldmodel.router import Routing, Threshold, straight_through
 from worldmodel.side import action_width
 from worldmodel.temporal import TemporalStage
+
+MASK = 4  # stream of a key's noise
 
 
 class FrameStage(nn.Module):
@@ -39,6 +42,12 @@ class FrameStage(nn.Module):
         self.embed = nn.Linear(V, D)
         # Of size 1/2, not 0.02: patches that look alike must still differ for the router, or it never fires.
         self.place = nn.Parameter(torch.randn(P, D) * 0.5)
+        self.hidden = round(frame.mask * P)  # patches of a frame that the encoder does not see in training
+        if frame.mask > 0 and not 0 < self.hidden < P:
+            raise ValueError(
+                f"a mask of {frame.mask} would hide {self.hidden} of a frame's {P} patches: hide some, not all"
+            )
+        self.unseen = nn.Parameter(torch.zeros(D)) if self.hidden else None  # what it gets in their place
         self.past = PastFrame(V, action_width(config.action), D) if frame.sees_past else None
         self.time = TemporalStage(config, P) if config.time.layers else None
         self.encoder = Stack(frame.encoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
@@ -60,10 +69,26 @@ class FrameStage(nn.Module):
         self.decoder = Stack(frame.decoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
         self.paint = nn.Linear(D, V)
 
-    def look(self, patches_UPV: Tensor, past_UPD: Tensor | None) -> Tensor:
-        """Patches as the encoder takes them in, `(U, P, D)`, with what `past` says of the frame before."""
-        x = self.embed(patches_UPV) + self.place
+    def look(self, patches_UPV: Tensor, past_UPD: Tensor | None = None, key: Tensor | None = None) -> Tensor:
+        """Patches as the encoder takes them in: `(U, P, D)`.
+
+        Args:
+            patches_UPV: from `self.patches`.
+            past_UPD: what `self.past` says of the frame before.
+            key: `()` int64 noise key that says which patches are hidden in training; None hides none.
+        """
+        x = self.embed(patches_UPV)
+        if self.unseen is not None and self.training and key is not None:
+            x = torch.where(self._hidden(key, len(x)).unsqueeze(-1), self.unseen.to(x.dtype), x)
+        x = x + self.place
         return x if past_UPD is None else x + past_UPD
+
+    def _hidden(self, key: Tensor, frames: int) -> Tensor:
+        """Which patches are hidden, `(U, P)` bool: as many in every frame, others by the frame's place in the batch."""
+        place = torch.arange(frames, device=key.device)
+        drawn = noise.uniform(noise.row_hash(key.expand(frames), place, MASK), self.patches.count)
+        chosen = drawn.topk(self.hidden, dim=1).indices
+        return torch.zeros_like(drawn, dtype=torch.bool).scatter_(1, chosen, True)
 
     def encode(
         self, x_UPD: Tensor, patches_UPV: Tensor, weight_U: Tensor | None, changed_UP: Tensor | None = None
@@ -94,9 +119,8 @@ class FrameStage(nn.Module):
             chunks, routing = self._route(self.router, scored, weight_U, order, present, changed_UP)
         K = chunks.start.shape[1]
         of_patch = chunks.of_patch if changed_UP is None else chunks.of_patch.masked_fill(~changed_UP, K)
-        member = (
-            F.one_hot(of_patch, K if changed_UP is None else K + 1)[..., :K].to(h.dtype).transpose(1, 2)
-        )  # (U, K, P)
+        member = F.one_hot(of_patch, K if changed_UP is None else K + 1)[..., :K]
+        member = member.to(h.dtype).transpose(1, 2)  # (U, K, P)
         weighed = (h.unsqueeze(2) * self.pool_gain).flatten(2)  # (U, P, R * D)
         pooled = member @ weighed / member.sum(-1, keepdim=True).clamp(min=1).sqrt()
         posterior = self.posterior(torch.cat([take(h, chunks.start), pooled], dim=-1))

@@ -165,7 +165,7 @@ def picture_loss(
     stage = model.frame_stage
     loose = loose_frames(batch)
     chosen = loose if len(loose) else torch.arange(len(batch.frames), device=batch.index.device)
-    target, chunks, posterior, routing = see_loose(stage, batch.frames[chosen])
+    target, chunks, posterior, routing = see_loose(stage, batch.frames[chosen], key[0])
     draws = frame_draws(key[0] + chosen, chosen.new_zeros(()), posterior.shape[1], model.latent.draws)
     latent = model.latent.infer(posterior, draws.latent)
     painted = stage.decode(latent, None, chunks)

@@ -168,7 +168,7 @@ class WorldModel(nn.Module):
         """
         B, T = batch.index.shape
         action = action_vector(batch.action, batch.first, self.config.action)
-        seen = see_rows(self.frame_stage, batch, action)
+        seen = see_rows(self.frame_stage, batch, action, key[0])
         chunks = seen.chunks.rows(seen.index.flatten())
         K = chunks.start.shape[1]
         start, valid = chunks.start.view(B, T, K), chunks.valid.view(B, T, K)

@@ -59,17 +59,17 @@ class Seen:
         return (row * T + since) * self.chunks.start.shape[1] + of_patch
 
 
-def see_rows(stage: FrameStage, batch: Batch, action_BTA: Tensor) -> Seen:
-    """Encode the frames of a batch; in training, routers take their statistics from them."""
+def see_rows(stage: FrameStage, batch: Batch, action_BTA: Tensor, key: Tensor) -> Seen:
+    """Encode the frames of a batch; in training, routers take their statistics from them, and `key` hides patches."""
     if stage.time is not None:
-        return _through_time(stage, batch, action_BTA)
+        return _through_time(stage, batch, action_BTA, key)
     patches, index, past = stage.patches(batch.frames), batch.index, None
     if stage.past is not None:
         frame, before, action, index = _with_past(batch, action_BTA)
         past = stage.past(patches[before.clamp(min=0)], action, before >= 0)
         patches = patches[frame]
     occurs = torch.bincount(index.flatten(), minlength=len(patches))
-    chunks, posterior, routing = stage.encode(stage.look(patches, past), patches, occurs)
+    chunks, posterior, routing = stage.encode(stage.look(patches, past, key), patches, occurs)
     return Seen(patches, index, chunks, posterior, {} if routing is None else {"frame": routing})
 
 
@@ -88,7 +88,7 @@ def _with_past(batch: Batch, action_BTA: Tensor) -> tuple[Tensor, Tensor, Tensor
     return frame, before, action.to(action_BTA.dtype), index.view(batch.index.shape)
 
 
-def _through_time(stage: FrameStage, batch: Batch, action_BTA: Tensor) -> Seen:
+def _through_time(stage: FrameStage, batch: Batch, action_BTA: Tensor, key: Tensor) -> Seen:
     """All frames are distinct: what a patch is depends on all that came before it."""
     assert stage.time is not None
     B, T = batch.index.shape
@@ -104,7 +104,7 @@ def _through_time(stage: FrameStage, batch: Batch, action_BTA: Tensor) -> Seen:
         before = torch.cat([of_frames[before.flatten()], of_frames[loose]])
         action = torch.cat([action_BTA.flatten(0, 1), action_BTA.new_zeros(len(loose), action_BTA.shape[-1])])
         past = stage.past(before, action, known)
-    x = stage.look(patches, past)
+    x = stage.look(patches, past, key)
     reset = batch.start.clone()
     reset[:, 0] = True
     rows = stage.time(x[: B * T].unflatten(0, (B, T)), reset, torch.ones_like(reset, dtype=torch.float32))
@@ -124,10 +124,10 @@ def loose_frames(batch: Batch) -> Tensor:
     return (torch.bincount(batch.index.flatten(), minlength=len(batch.frames)) == 0).nonzero().squeeze(1)
 
 
-def see_loose(stage: FrameStage, frames: Tensor) -> tuple[Tensor, Chunks, Tensor, Routing | None]:
+def see_loose(stage: FrameStage, frames: Tensor, key: Tensor) -> tuple[Tensor, Chunks, Tensor, Routing | None]:
     """Encode frames by themselves, each as the first of an episode: patches, chunks, posterior, routing."""
     patches = stage.patches(frames)
-    h, changed = stage.look(patches, None), None
+    h, changed = stage.look(patches, None, key), None
     if stage.time is not None:
         first = torch.ones(len(frames), 1, dtype=torch.bool, device=frames.device)
         new = stage.time(h.unsqueeze(1), first, None)
@@ -153,7 +153,7 @@ def see_step(
     if stage.past is None and stage.time is None:
         distinct, which = _distinct(frame)
         patches = stage.patches(distinct.to(action_BA.device))
-        chunks, posterior, _ = stage.encode(stage.look(patches, None), patches, None)
+        chunks, posterior, _ = stage.encode(stage.look(patches), patches, None)
         return chunks.rows(which), posterior[which], None
     patches, past, changed = stage.patches(frame.to(action_BA.device)), None, None
     if stage.past is not None:

@@ -204,7 +204,7 @@ class Trainer:
         if self.last is not None and routers:
             for router in routers:
                 router.passes.zero_()  # it takes in this batch whole, however often the model was handed out before
-            self.averaged.train()
+                router.train()  # but nothing else: no patch is hidden
             self.averaged(*self.last)
             self.averaged.eval()
         return self.averaged

@@ -132,7 +132,7 @@ def test_every_source_keeps_to_the_cap(boundary):
     with torch.no_grad():
         stage = model.frame_stage
         patches = stage.patches(random_frames(config, 50, 0))
-        chunks, _, _ = stage.encode(stage.look(patches, None), patches, None)
+        chunks, _, _ = stage.encode(stage.look(patches), patches, None)
     count = chunks.valid.sum(1)
     assert count.max() == 4
     assert count.min() < 4

@@ -76,7 +76,7 @@ def encode(model, frames):
     stage = model.frame_stage
     with torch.no_grad():
         patches = stage.patches(frames)
-        return stage.encode(stage.look(patches, None), patches, torch.ones(len(frames)))
+        return stage.encode(stage.look(patches), patches, torch.ones(len(frames)))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -160,7 +160,7 @@ def test_every_patch_of_the_posterior_and_of_the_picture_matters(name):
     model = random_model(CONFIGS[name])
     stage = model.frame_stage
     patches = stage.patches(random_frames(CONFIGS[name], 1, 8)).requires_grad_()
-    chunks, posterior, _ = stage.encode(stage.look(patches, None), patches, torch.ones(1))
+    chunks, posterior, _ = stage.encode(stage.look(patches), patches, torch.ones(1))
     (gradient,) = torch.autograd.grad(posterior[chunks.valid].square().sum(), patches)
     assert (gradient.abs().sum(-1) > 0).all()
     K = chunks.start.shape[1]
@@ -203,7 +203,7 @@ def test_training_holds_the_wanted_number_of_chunks():
     for _ in range(120):
         kinds = (4 * torch.rand(24, 7, 7, generator=g) * torch.rand(24, 7, 7, generator=g)).long()
         patches = stage.patches(colours[kinds].repeat_interleave(4, 1).repeat_interleave(4, 2))
-        chunks, posterior, routing = stage.encode(stage.look(patches, None), patches, torch.ones(24))
+        chunks, posterior, routing = stage.encode(stage.look(patches), patches, torch.ones(24))
         latent = model.latent.mode(posterior)
         painted = stage.decode(latent, latent.new_zeros(*latent.shape[:2], config.causal[0].width), chunks)
         loss = (painted - patches).abs().sum((1, 2)).mean() + 0.03 * routing.ratio_loss
