@@ -78,11 +78,12 @@ def frame_router(config: FrameConfig, patches: int) -> Threshold | None:
         if config.boundary == "stride" and not 1 <= config.chunks <= patches:
             raise ValueError(f"a frame of {patches} patches cannot have {config.chunks} chunks")
         return None
-    if not 1 < config.chunks < patches or config.max_chunks < config.chunks:
-        raise ValueError(
-            f"{config.boundary} boundaries need a number of chunks between 1 and the {patches} patches of a frame, "
-            f"both exclusive, and max_chunks not below it, not chunks={config.chunks}, max_chunks={config.max_chunks}"
-        )
+    for name, chunks in {"chunks": config.chunks, "chunks_first": config.chunks_first or config.chunks}.items():
+        if not 1 < chunks < patches or config.max_chunks < chunks:
+            raise ValueError(
+                f"{config.boundary} boundaries need a number of chunks between 1 and the {patches} patches of a frame, "
+                f"both exclusive, and max_chunks not below it, not {name}={chunks}, max_chunks={config.max_chunks}"
+            )
     rate = (config.chunks - 1) / (patches - 1)
     if config.boundary == "change":
         return Change(rate, patches)

@@ -25,7 +25,7 @@ from worldmodel.kernels.ema import ema_scan
 from worldmodel.layers import Memory, Stack
 from worldmodel.main_network import MainNetwork
 from worldmodel.residual import Residual
-from worldmodel.router import Router, straight_through
+from worldmodel.router import Router, on_the_way, straight_through
 from worldmodel.side import Widening, action_width
 from worldmodel.tokens import Marks, Said, Side
 
@@ -55,6 +55,7 @@ class CausalStage(nn.Module):
         around = config.frame.width if level == 0 else config.causal[level - 1].width
         entries = action_width(config.action)
         values = latent_width + entries if side.values else 0
+        self.config, self.level = causal, level
         self.name, self.width = f"stage{level}", causal.width
         self.frame_boundary, self.max_extra = causal.frame_boundary, causal.max_extra
         # The parallel encoder begins on the outermost tokens; from there on its output joins every widening.
@@ -85,11 +86,23 @@ class CausalStage(nn.Module):
         self.embed_length = nn.Parameter(torch.zeros(LONGEST + 1, causal.width)) if causal.lengths else None
         self.router = None
         if causal.extra > 0:
-            # The rate among the tokens that are free to start a chunk; a forced F_t does not count.
-            free = tokens_a_frame(config, level) - causal.frame_boundary
-            self.router = Router(causal.width, rate=causal.extra / free if free > 0 else 1.0)
+            self.router = Router(causal.width, rate=self._rate(causal.extra, tokens_a_frame(config, level)))
         self.smoothed_width = self.inner.width if causal.cut_off else causal.width
         self.inner_names = tuple(self.inner.initial_memory(1))
+
+    def _rate(self, extra: float, tokens: float) -> float:
+        """Extra boundaries among the tokens of a frame that are free to start a chunk; a forced F_t is not."""
+        free = tokens - self.frame_boundary
+        return extra / free if free > 0 else 1.0
+
+    def anneal(self, progress: float, tokens: float) -> None:
+        """Set the routers' rates to where they stand, for so many `tokens` a frame; see `WorldModel.anneal`."""
+        extra = 0.0
+        if self.router is not None:
+            extra = on_the_way(self.config.extra_first, self.config.extra, progress, depth=1 + self.level)
+            self.router.rate.fill_(self._rate(extra, tokens))
+        if isinstance(self.inner, CausalStage):
+            self.inner.anneal(progress, self.frame_boundary + extra)
 
     # ---- whole rows -----------------------------------------------------------------------------------------------
 

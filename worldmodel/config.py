@@ -69,6 +69,8 @@ class FrameConfig:
         _check_choice(self, "boundary", BOUNDARIES)
         _check_choice(self, "order", ("raster", "hilbert"))
         _check_numbers(self)
+        if self.chunks_first > 0 and self.boundary in ("stride", "none"):
+            raise ValueError(f"FrameConfig: chunks_first needs boundaries that can move, not '{self.boundary}'")
         if self.mask >= 1:
             raise ValueError(f"FrameConfig: mask is a share below 1, not {self.mask!r}")
 
@@ -133,6 +135,8 @@ class CausalConfig:
     def __post_init__(self) -> None:
         _check_choice(self, "residual", ("none", "linear", "mamba", "attention"))
         _check_numbers(self)
+        if self.extra_first > 0 and self.extra == 0:
+            raise ValueError("CausalConfig: extra_first is where extra begins; it needs an extra above 0 to go to")
         if not self.frame_boundary and self.extra == 0:
             raise ValueError("CausalConfig: without a boundary at every frame the router must set some: extra above 0")
 

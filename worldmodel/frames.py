@@ -10,6 +10,8 @@ E width d1, Z latent width, R readers.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ from worldmodel.kernels.compaction import compact, spread, take
 from worldmodel.layers import Stack
 from worldmodel.past_frame import PastFrame
 from worldmodel.patches import Patches
-from worldmodel.router import Routing, Threshold, straight_through
+from worldmodel.router import Routing, Threshold, on_the_way, straight_through
 from worldmodel.side import action_width
 from worldmodel.temporal import TemporalStage
 
@@ -33,10 +35,11 @@ class FrameStage(nn.Module):
     """Encoder, boundaries, posterior, and decoder of single frames."""
 
     fixed_start: Tensor
+    at_stride: Tensor
 
     def __init__(self, config: ModelConfig, latent_parameters: int, latent_width: int) -> None:
         super().__init__()
-        frame = config.frame
+        frame = self.config = config.frame
         self.patches = Patches(config.observation, frame.patch, frame.order)
         P, V, D = self.patches.count, self.patches.values, frame.width
         self.embed = nn.Linear(V, D)
@@ -55,6 +58,8 @@ class FrameStage(nn.Module):
         self.learned = frame.boundary == "learned"
         fixed = P if frame.boundary == "none" else round(frame.chunks)
         self.register_buffer("fixed_start", torch.arange(fixed) * P // fixed)
+        if self.router is not None:
+            self.register_buffer("at_stride", torch.tensor(False))  # whether chunks have yet to be handed over to it
         self.max_chunks = fixed if self.router is None else min(frame.max_chunks, P)
         # The first patch of a chunk cannot know where the chunk will end, so its vector also pools the whole span. A
         # plain mean would mix a dozen patches in D numbers; each patch is weighed by its place first, in R ways.
@@ -82,6 +87,29 @@ class FrameStage(nn.Module):
             x = torch.where(self._hidden(key, len(x)).unsqueeze(-1), self.unseen.to(x.dtype), x)
         x = x + self.place
         return x if past_UPD is None else x + past_UPD
+
+    def anneal(self, progress: float) -> float:
+        """Set the wanted number of chunks a frame to where it stands; returns it. See `WorldModel.anneal`."""
+        if self.router is None:
+            return float(self.max_chunks)
+        chunks = on_the_way(self.config.chunks_first, self.config.chunks, progress)
+        self.router.rate.fill_((chunks - 1) / (self.patches.count - 1))
+        return chunks
+
+    def hold_stride(self, hold: bool) -> None:
+        """Chunk at a fixed stride, as if there were no router, or hand over to it.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.router is None:
+            raise ValueError(f"there is nothing to hand over to: boundary is '{self.config.boundary}', not 'learned'")
+        self.at_stride.fill_(hold)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        if self.router is not None:
+            state_dict.setdefault(prefix + "at_stride", self.at_stride)  # older weights know of no handing over
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _hidden(self, key: Tensor, frames: int) -> Tensor:
         """Which patches are hidden, `(U, P)` bool: as many in every frame, others by the frame's place in the batch."""
@@ -113,7 +141,7 @@ class FrameStage(nn.Module):
             # Nothing at pads, so that a hash of what is there knows nothing of them.
             scored = packed if self.learned else take(patches_UPV, order).masked_fill(~present.unsqueeze(-1), 0.0)
             h = torch.zeros_like(x_UPD).scatter(1, order.unsqueeze(-1).expand_as(packed), packed)
-        if self.router is None:
+        if self.router is None or self.at_stride:
             chunks, routing = self._fixed(len(h), changed_UP), None
         else:
             chunks, routing = self._route(self.router, scored, weight_U, order, present, changed_UP)

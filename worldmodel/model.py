@@ -155,6 +155,14 @@ class WorldModel(nn.Module):
             raise ValueError("this model has no looped core: main.loop.layers of its config is empty")
         self.core.set_loops(loops)
 
+    def anneal(self, progress: float) -> None:
+        """Set what the routers aim at, on its way from `chunks_first` and `extra_first` to `chunks` and `extra`.
+
+        Args:
+            progress: 0 at the first targets, 1 where all have arrived; deeper stages arrive earlier (`on_the_way`).
+        """
+        self.causal_stage.anneal(progress, 1 + self.frame_stage.anneal(progress))
+
     # ---- whole segments -------------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, key: Tensor, *, packed: bool = False) -> Pass:

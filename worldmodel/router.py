@@ -17,6 +17,7 @@ Shape suffixes: B batch, L positions, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,19 @@ def weighted_quantile(value: Tensor, weight: Tensor, q: float | Tensor) -> Tenso
     return value[torch.searchsorted(total, q * total[-1]).clamp(max=len(value) - 1)]
 
 
+def on_the_way(first: float, last: float, progress: float, depth: int = 0) -> float:
+    """Where a target stands between its first value and its last: geometric, so that each step is the same factor.
+
+    Args:
+        first: 0 where the target does not move.
+        last: reached at progress `1 / (1 + depth)`.
+        progress: 0 to 1.
+        depth: of the stage; frames are 0. Deeper stages arrive earlier.
+    """
+    share = min(1.0, progress * (1 + depth))
+    return first ** (1 - share) * last**share if first else last
+
+
 class Threshold(nn.Module):
     """Boundaries where a score, a logit, is above tau, its own (1 - rate)-quantile.
 
@@ -75,9 +89,14 @@ class Threshold(nn.Module):
         super().__init__()
         if not 0 < rate < 1:
             raise ValueError(f"a router's rate must lie between 0 and 1, not at {rate}")
+        # Saved with the weights: it may be on its way to the rate that the config names.
         self.register_buffer("rate", torch.tensor(rate))
         self.register_buffer("logit_tau", torch.zeros(()))
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(prefix + "rate", self.rate)  # older weights have none: it did not move then
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def renew(self, logit_BL: Tensor, weight_BL: Tensor, share: float) -> None:
         """Move tau by `share` to the quantile of some scores, each of which counts as often as its weight says."""

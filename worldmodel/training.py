@@ -48,6 +48,8 @@ class TrainConfig:
     end_share: float = 0.25  # rows that hold a reward or a termination
     rare_share: float = 0.25  # rows that hold a frame drawn evenly from the distinct ones
     pictures_first: int = 1500  # updates that only paint loose frames, a tenth of the cost of the others
+    stride_first: int = 0  # updates, from the very first, that chunk at a fixed stride before a router takes over
+    anneal: int = 0  # updates after the pictures until `chunks_first` has become `chunks`, and `extra_first` `extra`
     loose: int = 12  # frames that come along to be painted, rare ones as likely as common ones
     mix: float = 0.5  # share of those into which a rectangle of another is pasted
     save_every: int = 200  # updates between checkpoints
@@ -79,6 +81,9 @@ class Trainer:
         run: the run folder; its `config.json` is written by the caller.
         config: see `TrainConfig`.
         seed: of all noise.
+
+    Raises:
+        ValueError: chunks are to be handed over to a router, but the model has none.
     """
 
     def __init__(
@@ -87,6 +92,8 @@ class Trainer:
         self.model, self.batches, self.run, self.seed = model, batches, Path(run), seed
         self.config = config or TrainConfig()
         self.update = 0
+        if self.config.stride_first:
+            model.frame_stage.hold_stride(True)
         self.parameters = list(model.parameters())
         self.averaged = copy.deepcopy(model).eval().requires_grad_(False)
         self.last: tuple[Batch, Tensor] | None = None  # what the last update saw, and its noise
@@ -163,6 +170,7 @@ class Trainer:
         rows = torch.arange(batch.index.shape[0], device=batch.index.device)
         key = (rows << 32) + self.seed * 1_000_003 + self.update
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.update)
+        self._set_targets()
         if self.update < self.config.pictures_first:
             loss, notes = picture_loss(self.model, batch, self.config.losses, key=key)
         else:
@@ -190,6 +198,14 @@ class Trainer:
         self.last = batch, key
         return notes
 
+    def _set_targets(self) -> None:
+        """By the number of the update alone, so that a resumed run goes on as an unbroken one."""
+        config = self.config
+        if config.anneal:
+            self.model.anneal(max(0, self.update - config.pictures_first) / config.anneal)
+        if config.stride_first:
+            self.model.frame_stage.hold_stride(self.update < config.stride_first)
+
     def averaged_model(self) -> WorldModel:
         """A copy of the model with the averaged weights, in evaluation mode."""
         return copy.deepcopy(self._fitted())
@@ -198,13 +214,18 @@ class Trainer:
     def _fitted(self) -> WorldModel:
         """The averaged model, its routers' quantiles taken from its own view of the last batch.
 
-        Those of the weights in training do not fit: with them there were 0 to 5 times the wanted chunks.
+        Those of the weights in training do not fit: with them there were 0 to 5 times the wanted chunks. All other
+        buffers do.
         """
+        if self.last is None:
+            return self.averaged
+        for mine, other in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
+            mine.copy_(other)
         routers = [module for module in self.averaged.modules() if isinstance(module, Router)]
-        if self.last is not None and routers:
-            for router in routers:
-                router.passes.zero_()  # it takes in this batch whole, however often the model was handed out before
-                router.train()  # but nothing else: no patch is hidden
+        for router in routers:
+            router.passes.zero_()  # it takes in this batch whole, however often the model was handed out before
+            router.train()  # but nothing else: no patch is hidden
+        if routers:
             self.averaged(*self.last)
             self.averaged.eval()
         return self.averaged

@@ -1,0 +1,145 @@
+"""Targets on their way: deeper stages arrive earlier, boundaries follow, and the number of the update says it all."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import CONFIGS, EXTRA, LEARNED, STRIDE, random_batch, random_frames
+from test_training import Noise, everything
+
+from worldmodel.checkpoint import load_model, save_config
+from worldmodel.config import CausalConfig
+from worldmodel.model import WorldModel
+from worldmodel.router import on_the_way
+from worldmodel.training import TrainConfig, Trainer
+
+MOVING = replace(
+    EXTRA,
+    frame=replace(EXTRA.frame, chunks=4.0, chunks_first=8.0, max_chunks=10),
+    causal=(replace(EXTRA.causal[0], extra=0.5, extra_first=2.0),),
+)
+
+
+def wanted(model):
+    """Chunks a frame, and boundaries a frame in the causal stage."""
+    chunks = 1 + model.frame_stage.router.rate.item() * (model.frame_stage.patches.count - 1)
+    return chunks, model.causal_stage.router.rate.item() * chunks
+
+
+def test_targets_move_by_equal_factors_and_deeper_stages_arrive_earlier():
+    model = WorldModel(MOVING)
+    assert wanted(model) == pytest.approx((4.0, 0.5))  # nobody anneals: the last targets hold
+    seen = []
+    for progress in (0.0, 0.25, 0.5, 0.75, 1.0, 7.0):
+        model.anneal(progress)
+        seen.append(wanted(model))
+    chunks, extra = zip(*seen)
+    assert chunks == pytest.approx([8, 8 / 2**0.25, 8 / 2**0.5, 8 / 2**0.75, 4, 4], rel=1e-5)
+    assert extra == pytest.approx([2, 1, 0.5, 0.5, 0.5, 0.5], rel=1e-5)
+
+
+def test_a_stage_arrives_at_one_over_its_depth_plus_one():
+    for depth in range(4):
+        arrival = 1 / (1 + depth)
+        assert on_the_way(8.0, 2.0, arrival, depth) == pytest.approx(2.0)
+        assert on_the_way(8.0, 2.0, 0.9 * arrival, depth) > 2.1
+        assert on_the_way(0.0, 2.0, 0.3, depth) == 2.0
+
+
+@pytest.mark.parametrize("boundary", ["learned", "change", "random"])
+def test_the_boundaries_follow_the_target(boundary):
+    torch.manual_seed(0)
+    config = replace(MOVING, causal=STRIDE.causal, frame=replace(MOVING.frame, boundary=boundary))
+    model = WorldModel(config).train()
+    stage = model.frame_stage
+    counts = []
+    for progress in (0.0, 1.0):
+        model.anneal(progress)
+        for seed in range(300):  # a slow tau needs some
+            frames = random_frames(config, 300 if seed == 299 else 10, seed)
+            with torch.no_grad():
+                chunks, _, _ = stage.encode(stage.patches(frames), torch.ones(len(frames)))
+        counts.append(chunks.valid.sum(1).float().mean().item())
+    assert counts == pytest.approx([8, 4], rel=0.1)
+
+
+def trainer(run: Path, config=MOVING, **settings) -> Trainer:
+    torch.manual_seed(0)
+    save_config(run, config, {"id": None})
+    training = TrainConfig(warmup=10, pictures_first=4, average=0.9, **settings)
+    return Trainer(WorldModel(config), Noise(config), run, training)
+
+
+def test_targets_begin_to_move_after_the_pictures_and_are_saved_with_the_weights(tmp_path):
+    learner = trainer(tmp_path, anneal=6)
+    seen = []
+    for update in range(12):
+        learner.step(random_batch(MOVING, seed=update, distinct=20))
+        seen.append(wanted(learner.model)[0])
+    expected = [8 * 0.5 ** (min(6, max(0, update - 4)) / 6) for update in range(12)]
+    assert seen == pytest.approx(expected, rel=1e-5)
+    half = trainer(tmp_path, anneal=6)
+    half.train(updates=8, progress=False)
+    assert wanted(load_model(tmp_path)) == pytest.approx(wanted(half.model)) != (8.0, 2.0)
+
+
+@pytest.mark.parametrize("first", [3, 6, 9])  # while it paints, at the stride, and behind it
+def test_a_run_whose_targets_move_is_resumed_to_the_bit(tmp_path, first):
+    settings = {"anneal": 6, "stride_first": 7}
+    whole, broken, resumed = (trainer(tmp_path / name, **settings) for name in ("whole", "broken", "broken"))
+    whole.train(updates=11, progress=False)
+    broken.train(updates=first, progress=False)
+    resumed.resume()
+    resumed.train(updates=11, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(everything(whole), everything(resumed), strict=True))
+
+
+def test_chunks_have_a_fixed_stride_until_they_are_handed_over(tmp_path):
+    learner = trainer(tmp_path, config=LEARNED, stride_first=6)
+    batch = random_batch(LEARNED)
+    for update in range(8):
+        learner.step(random_batch(LEARNED, seed=update, distinct=20))
+        model = learner.averaged_model()
+        with torch.no_grad():
+            seen = model(batch, torch.arange(3))
+        at_stride = torch.equal(seen.frame_chunks.start, model.frame_stage.fixed_start.expand(14, -1))
+        assert at_stride == (update < 6)
+        assert ("frame" in seen.routing) == (update >= 6)
+        state, out = model.observe(
+            model.initial_state(3), None, batch.frames[batch.index[:, 0]], torch.ones(3, dtype=torch.bool)
+        )
+        assert torch.equal(out.starts[0], model.frame_stage.fixed_start) == (update < 6)
+        model.imagine(state, batch.action[:, 1])
+
+
+def test_a_stride_has_nobody_to_hand_over_to(tmp_path):
+    with pytest.raises(ValueError, match="boundary is 'stride'"):
+        trainer(tmp_path, config=STRIDE, stride_first=6)
+
+
+@pytest.mark.parametrize("name", ["learned", "extra", "change", "random"])
+def test_weights_from_before_targets_moved_still_fit(name):
+    model = WorldModel(CONFIGS[name])
+    weights = model.state_dict()
+    for key in [key for key in weights if key.endswith(("rate", "at_stride"))]:
+        del weights[key]
+    other = WorldModel(CONFIGS[name])
+    other.load_state_dict(weights)
+    assert other.frame_stage.router.rate == model.frame_stage.router.rate
+    assert not other.frame_stage.at_stride
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"chunks_first": 12.0, "max_chunks": 12}, "not chunks_first=12.0"),
+        ({"chunks_first": 7.0}, "max_chunks not below it, not chunks_first=7.0, max_chunks=6"),
+        ({"boundary": "stride", "chunks_first": 7.0}, "chunks_first needs boundaries that can move, not 'stride'"),
+    ],
+)
+def test_a_beginning_that_cannot_be_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        WorldModel(replace(LEARNED, frame=replace(LEARNED.frame, **changes)))
+    with pytest.raises(ValueError, match="extra_first is where extra begins"):
+        CausalConfig(extra_first=1.0)
