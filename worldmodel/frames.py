@@ -165,7 +165,7 @@ class FrameStage(nn.Module):
 
     def strided(self, changed_UP: Tensor) -> Tensor:
         """Where chunks start at a fixed stride, if only some patches changed: `(U, P)` bool."""
-        stride = -(-self.patches.count // self.max_chunks)
+        stride = -(-self.patches.count // len(self.fixed_start))
         return changed_UP & ((changed_UP.long().cumsum(1) - 1) % stride == 0)
 
     def _chunks(self, boundary_UP: Tensor, changed_UP: Tensor | None) -> Chunks:
