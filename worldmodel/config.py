@@ -64,6 +64,7 @@ class FrameConfig:
     chunks: float = 4.0  # chunks a frame: exact for "stride", the target mean for the others
     chunks_first: float = 0.0  # the target when training begins (0: the same), on its way while the targets anneal
     max_chunks: int = 8  # cap where chunks are not fixed: the most probable boundaries of a frame win
+    grown: int = 0  # how often images were doubled since the model was born: an outer encoder and decoder each time
 
     def __post_init__(self) -> None:
         _check_choice(self, "boundary", BOUNDARIES)
@@ -210,6 +211,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.causal:
             raise ValueError("ModelConfig: there must be at least one causal stage around the main network")
+        if self.frame.grown and self.observation.kind != "image":
+            raise ValueError(
+                f"ModelConfig: only models of images can grow (frame.grown above 0), an observation of kind "
+                f"{self.observation.kind!r} has no half size"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, ready for JSON."""

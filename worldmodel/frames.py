@@ -22,6 +22,7 @@ from worldmodel.config import ModelConfig
 from worldmodel.kernels import noise
 from worldmodel.kernels.compaction import compact, spread, take
 from worldmodel.layers import Stack
+from worldmodel.outer import OuterStages
 from worldmodel.past_frame import PastFrame
 from worldmodel.patches import Patches
 from worldmodel.router import Routing, Threshold, on_the_way, straight_through
@@ -40,8 +41,9 @@ class FrameStage(nn.Module):
     def __init__(self, config: ModelConfig, latent_parameters: int, latent_width: int) -> None:
         super().__init__()
         frame = self.config = config.frame
-        self.patches = Patches(config.observation, frame.patch, frame.order)
-        P, V, D = self.patches.count, self.patches.values, frame.width
+        # A model that has grown has the patches that it was born with, and each of them covers more pixels.
+        self.patches = Patches(config.observation, frame.patch << frame.grown, frame.order)
+        P, V, D = self.patches.count, self.patches.values >> 2 * frame.grown, frame.width
         self.embed = nn.Linear(V, D)
         # Of size 1/2, not 0.02: patches that look alike must still differ for the router, or it never fires.
         self.place = nn.Parameter(torch.randn(P, D) * 0.5)
@@ -73,6 +75,7 @@ class FrameStage(nn.Module):
         self.decoder_place = nn.Parameter(torch.randn(P, D) * 0.5)
         self.decoder = Stack(frame.decoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
         self.paint = nn.Linear(D, V)
+        self.outer = OuterStages(config, P, V) if frame.grown else None
 
     def look(self, patches_UPV: Tensor, past_UPD: Tensor | None = None, key: Tensor | None = None) -> Tensor:
         """Patches as the encoder takes them in: `(U, P, D)`.
@@ -82,11 +85,19 @@ class FrameStage(nn.Module):
             past_UPD: what `self.past` says of the frame before.
             key: `()` int64 noise key that says which patches are hidden in training; None hides none.
         """
-        x = self.embed(patches_UPV)
+        if self.outer is None:
+            x = self.embed(patches_UPV)
+        else:
+            small, beside = self.outer.encode(patches_UPV)
+            x = self.embed(small) + beside
         if self.unseen is not None and self.training and key is not None:
             x = torch.where(self._hidden(key, len(x)).unsqueeze(-1), self.unseen.to(x.dtype), x)
         x = x + self.place
         return x if past_UPD is None else x + past_UPD
+
+    def small(self, patches_UPV: Tensor) -> Tensor:
+        """The patches at the resolution that the model was born with, `(U, P, V)`."""
+        return patches_UPV if self.outer is None else self.outer.shrink(patches_UPV)
 
     def anneal(self, progress: float) -> float:
         """Set the wanted number of chunks a frame to where it stands; returns it. See `WorldModel.anneal`."""
@@ -134,12 +145,16 @@ class FrameStage(nn.Module):
         """
         if changed_UP is None:
             h = self.encoder(x_UPD)
-            scored, order, present = (h if self.learned else patches_UPV), None, None
+            scored, order, present = (h if self.learned else self.small(patches_UPV)), None, None
         else:
             order, present = compact(changed_UP)
             packed = self.encoder(take(x_UPD, order), present=present)
             # Nothing at pads, so that a hash of what is there knows nothing of them.
-            scored = packed if self.learned else take(patches_UPV, order).masked_fill(~present.unsqueeze(-1), 0.0)
+            scored = (
+                packed
+                if self.learned
+                else take(self.small(patches_UPV), order).masked_fill(~present.unsqueeze(-1), 0.0)
+            )
             h = torch.zeros_like(x_UPD).scatter(1, order.unsqueeze(-1).expand_as(packed), packed)
         if self.router is None or self.at_stride:
             chunks, routing = self._fixed(len(h), changed_UP), None
@@ -222,7 +237,8 @@ class FrameStage(nn.Module):
         if gate_nP is not None:
             x = x * gate_nP.unsqueeze(-1).to(x.dtype)
         x = self.decoder(x + self.decoder_place)
-        return self.paint(x).to(x.dtype)
+        painted = self.paint(x).to(x.dtype)
+        return painted if self.outer is None else self.outer.decode(x, painted)
 
     def decode(self, latent_nKZ: Tensor, past_nKE: Tensor | None, chunks: Chunks) -> Tensor:
         """Paint frames: `(n, P, V)`.

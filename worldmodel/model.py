@@ -25,6 +25,7 @@ from worldmodel.chunks import Chunks
 from worldmodel.config import ModelConfig
 from worldmodel.draws import Draws, frame_draws, pick
 from worldmodel.frames import FrameStage
+from worldmodel.grow import grown_config, start_outermost
 from worldmodel.heads import ChunkPrior, Outcome
 from worldmodel.kernels import noise
 from worldmodel.latents import make_latent
@@ -162,6 +163,17 @@ class WorldModel(nn.Module):
             progress: 0 at the first targets, 1 where all have arrived; deeper stages arrive earlier (`on_the_way`).
         """
         self.causal_stage.anneal(progress, 1 + self.frame_stage.anneal(progress))
+
+    def grow(self) -> WorldModel:
+        """A new model of images twice as high and wide, which says of them what this one says of them at half the size.
+
+        Raises:
+            ValueError: observations are no images.
+        """
+        grown = WorldModel(grown_config(self.config)).to(self.device).train(self.training)
+        grown.load_state_dict(self.state_dict(), strict=False)
+        start_outermost(grown.frame_stage)
+        return grown
 
     # ---- whole segments -------------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ def see_rows(stage: FrameStage, batch: Batch, action_BTA: Tensor, key: Tensor) -
     patches, index, past = stage.patches(batch.frames), batch.index, None
     if stage.past is not None:
         frame, before, action, index = _with_past(batch, action_BTA)
-        past = stage.past(patches[before.clamp(min=0)], action, before >= 0)
+        past = stage.past(stage.small(patches)[before.clamp(min=0)], action, before >= 0)
         patches = patches[frame]
     occurs = torch.bincount(index.flatten(), minlength=len(patches))
     chunks, posterior, routing = stage.encode(stage.look(patches, past, key), patches, occurs)
@@ -101,7 +101,7 @@ def _through_time(stage: FrameStage, batch: Batch, action_BTA: Tensor, key: Tens
         known = ~batch.start
         known[:, 0] = False
         known = torch.cat([known.flatten(), known.new_zeros(len(loose))])
-        before = torch.cat([of_frames[before.flatten()], of_frames[loose]])
+        before = stage.small(of_frames)[torch.cat([before.flatten(), loose])]
         action = torch.cat([action_BTA.flatten(0, 1), action_BTA.new_zeros(len(loose), action_BTA.shape[-1])])
         past = stage.past(before, action, known)
     x = stage.look(patches, past, key)
@@ -158,7 +158,7 @@ def see_step(
     patches, past, changed = stage.patches(frame.to(action_BA.device)), None, None
     if stage.past is not None:
         past = stage.past(memory["seen.patches"], action_BA, memory["seen.known"])
-        memory["seen.patches"], memory["seen.known"] = patches, torch.ones_like(memory["seen.known"])
+        memory["seen.patches"], memory["seen.known"] = stage.small(patches), torch.ones_like(memory["seen.known"])
     h = stage.look(patches, past)
     if stage.time is not None:
         new = stage.time.step(h, memory)
@@ -172,7 +172,7 @@ def initial_sight(stage: FrameStage, batch: int) -> Memory:
     memory: Memory = {}
     new = stage.place.new_zeros
     if stage.past is not None:
-        memory["seen.patches"] = new(batch, stage.patches.count, stage.patches.values)
+        memory["seen.patches"] = new(batch, stage.patches.count, stage.embed.in_features)
         memory["seen.known"] = torch.zeros(batch, dtype=torch.bool, device=stage.place.device)
     if stage.time is not None:
         memory |= stage.time.initial_memory(batch)
