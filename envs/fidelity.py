@@ -29,7 +29,8 @@ from worldmodel.model import WorldModel
 from worldmodel.specs import ObservationSpec
 
 FORMAT_VERSION = 1
-TILED = {"minigrid_rgb": 8, "minigrid_rgb_full": 8}  # wrappers whose images are made of tiles, and the tile's side
+# Wrappers whose images are made of tiles, and the tile's side.
+TILED = {"minigrid_rgb": 8, "minigrid_rgb16": 16, "minigrid_rgb_full": 8}
 
 
 def measure_fidelity(

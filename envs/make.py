@@ -32,11 +32,16 @@ PACKAGES = {"MiniGrid-": "minigrid", "BabyAI-": "minigrid", "ALE/": "ale_py"}
 SKIP = 4  # frames that an action is held for in Atari games
 
 
-def _minigrid_rgb(env: gymnasium.Env) -> gymnasium.Env:
+def _minigrid_rgb(env: gymnasium.Env, pixels: int = 8) -> gymnasium.Env:
     """What the agent sees, 8 pixels a cell: 56x56x3."""
     from minigrid.wrappers import ImgObsWrapper, RGBImgPartialObsWrapper
 
-    return ImgObsWrapper(RGBImgPartialObsWrapper(env, tile_size=8))
+    return ImgObsWrapper(RGBImgPartialObsWrapper(env, tile_size=pixels))
+
+
+def _minigrid_rgb16(env: gymnasium.Env) -> gymnasium.Env:
+    """The same, 16 pixels a cell: 112x112x3."""
+    return _minigrid_rgb(env, pixels=16)
 
 
 def _minigrid_rgb_full(env: gymnasium.Env) -> gymnasium.Env:
@@ -110,6 +115,7 @@ def _flatten(env: gymnasium.Env) -> gymnasium.Env:
 
 WRAPPERS: dict[str, Callable[[gymnasium.Env], gymnasium.Env]] = {
     "minigrid_rgb": _minigrid_rgb,
+    "minigrid_rgb16": _minigrid_rgb16,
     "minigrid_rgb_full": _minigrid_rgb_full,
     "minigrid_grid": _minigrid_grid,
     "render": _render,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 RECORD_FILE = "training.json"
 DEFAULT_MINUTES = 10.0
 TRAINING = "training."  # how the names of settings begin that are not the model's
+GROWN_PICTURES = 300  # updates that a model which has grown only paints at first, unless told otherwise
 
 Config = TypeVar("Config")
 

@@ -24,6 +24,7 @@ EMPTY = "MiniGrid-Empty-5x5-v0"
     [
         (EMPTY, None, (56, 56, 3), "uint8"),
         (EMPTY, ["minigrid_grid"], (7, 7, 3), "uint8"),
+        (EMPTY, ["minigrid_rgb16"], (112, 112, 3), "uint8"),
         (EMPTY, ["minigrid_rgb_full"], (40, 40, 3), "uint8"),
         (EMPTY, ["minigrid_rgb", "resize64"], (64, 64, 3), "uint8"),
         (EMPTY, ["minigrid_rgb", "grayscale"], (56, 56, 1), "uint8"),
@@ -84,6 +85,13 @@ def test_a_skipped_step_adds_rewards_and_keeps_what_is_bright():
     assert observation.tolist() == [3, 4] and (reward, terminated) == (4.0, False)
     observation, reward, terminated, *_ = env.step(0)
     assert observation.tolist() == [5, 6] and (reward, terminated) == (2.0, True)
+
+
+def test_sixteen_pixels_a_cell_averaged_down_are_eight():
+    small, large = (make_env(EMPTY, wrappers=[name]).reset(seed=0)[0] for name in ("minigrid_rgb", "minigrid_rgb16"))
+    averaged = large.reshape(56, 2, 56, 2, 3).mean((1, 3))
+    assert np.abs(averaged - small).mean() < 2  # of 255: edges are drawn a little otherwise
+    assert np.abs(averaged - np.roll(small, 1, axis=0)).mean() > 5
 
 
 def test_the_seed_resets():
