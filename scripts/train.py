@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from worldmodel.errors import UserError
-from worldmodel.scripts.options import Common, MaybeFloat, MaybeInt, MaybeStr, choose_device, given, require_positive
+from worldmodel.scripts.options import (
+    Common,
+    MaybeFloat,
+    MaybeInt,
+    MaybePath,
+    MaybeStr,
+    choose_device,
+    given,
+    require_positive,
+)
 
 if TYPE_CHECKING:
     from worldmodel.config import ModelConfig
@@ -39,6 +48,8 @@ class Train(Common):
     """Folder of episodes, from `worldmodel collect` or `worldmodel import`."""
     out: Path
     """The run folder."""
+    grow: MaybePath = None
+    """A run on images half as high and wide: its averaged model goes on with these, and is not begun anew."""
     preset: MaybeStr = None
     """Size of the model: tiny (the default) or small."""
     boundary: Annotated[
@@ -68,7 +79,8 @@ class Train(Common):
     end_share: MaybeFloat = None
     """Share of the rows drawn so that they hold an episode's end or a rare reward; 0.25 if not given."""
     pictures_first: MaybeInt = None
-    """Updates at the beginning that only learn to paint single frames, not their order; 1500 if not given."""
+    """Updates at the beginning that only learn to paint single frames, not their order; 1500 if not given, 300 after
+    --grow."""
     save_every: MaybeInt = None
     """Updates between checkpoints, the most that a crash can cost; 200 if not given."""
     report_every: int = 1000
@@ -100,7 +112,7 @@ def train(args: Train, store: EpisodeStore) -> int:
     """Train as `args` say; returns how many updates the run has now."""
     import torch
 
-    from worldmodel.checkpoint import save_config
+    from worldmodel.checkpoint import load_model, save_config
     from worldmodel.envs.contexts import choose_contexts, save_contexts
     from worldmodel.envs.segments import FrameTable, Segments
     from worldmodel.envs.starts import CONTEXTS_FILE
@@ -111,9 +123,11 @@ def train(args: Train, store: EpisodeStore) -> int:
     device = choose_device(args.device)
     # What was begun is gone on with, also if it was killed before the first checkpoint.
     resuming = args.resume and (args.out / "trainer.pt").exists()
-    config = _resumed_config(args, store) if args.resume else _new_config(args, store)
     record = read_record(args.out) if args.resume else {}
-    options = {**record.get("options", {}), **given(args, TrainConfig)}
+    grown_from = _grown_from(args, record)
+    config = _resumed_config(args, store) if args.resume else _new_config(args, store)
+    pictures = {"pictures_first": GROWN_PICTURES} if grown_from else {}
+    options = {**pictures, **record.get("options", {}), **given(args, TrainConfig)}
     training = _override(TrainConfig(), [f"{TRAINING}{name}={value}" for name, value in options.items()], TRAINING)
     if args.resume:
         _refuse_changes(args, training, TRAINING)
@@ -125,20 +139,23 @@ def train(args: Train, store: EpisodeStore) -> int:
 
     torch.manual_seed(args.seed)
     try:
-        model = WorldModel(config).to(device)
+        if grown_from is not None and not resuming:
+            model = load_model(grown_from, device).grow()
+        else:
+            model = WorldModel(config).to(device)
     except ValueError as error:
         raise UserError(f"such a model cannot be built: {error}") from error
     if config.observation.kind == "vector":
         model.frame_stage.patches.fit(torch.from_numpy(table.frames).to(device))
     batches = Segments.for_training(table, config, training, seed=args.seed)
     trainer = Trainer(model, batches, args.out, training, seed=args.seed)
+    # Before the config: what is found with a config but no checkpoint is begun again, and must know from which run.
+    _write_record(args, _preset(args, record, grown_from), options, grown_from)
     if resuming:
         trainer.resume()
     else:
-        args.out.mkdir(parents=True, exist_ok=True)
         save_contexts(args.out / CONTEXTS_FILE, choose_contexts(table, seed=args.seed))
         save_config(args.out, config, store.environment)
-    _write_record(args, record.get("preset", args.preset or "tiny"), options)
     minutes = DEFAULT_MINUTES if args.updates is None and args.minutes is None else args.minutes
     trainer.train(
         updates=args.updates, minutes=minutes, report=Reporter(table, args.seed), report_every=args.report_every
@@ -155,19 +172,22 @@ def read_record(run: Path) -> dict[str, Any]:
     path = run / RECORD_FILE
     try:
         content = json.loads(path.read_text())
-        return {"data": str(content["data"]), "preset": content["preset"], "options": dict(content["options"])}
+        record = {"data": str(content["data"]), "preset": content["preset"], "options": dict(content["options"])}
+        return record | ({"grow": str(content["grow"])} if "grow" in content else {})
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}): delete it, and give the options of training again") from error
 
 
-def _write_record(args: Train, preset: str, options: dict[str, Any]) -> None:
+def _write_record(args: Train, preset: str, options: dict[str, Any], grown_from: Path | None) -> None:
     from worldmodel.checkpoint import write_atomically
 
     # Relative, so that a run and its data can be moved together.
     data = os.path.relpath(args.data, args.out)
     content = {"format_version": 1, "data": data, "preset": preset, "options": options}
+    if grown_from is not None:
+        content["grow"] = os.path.relpath(grown_from, args.out)
     write_atomically(args.out / RECORD_FILE, json.dumps(content, indent=1).encode())
 
 
@@ -185,6 +205,8 @@ def _new_config(args: Train, store: EpisodeStore) -> ModelConfig:
     from worldmodel.envs.spaces import action_spec, observation_spec
     from worldmodel.presets import preset
 
+    if args.grow is not None:
+        return _grown_config(args, args.grow, store)
     try:
         observation, action = observation_spec(store.observation_space), action_spec(store.action_space)
         config = preset(args.preset or "tiny", observation, action)
@@ -192,6 +214,53 @@ def _new_config(args: Train, store: EpisodeStore) -> ModelConfig:
     except ValueError as error:
         raise UserError(str(error)) from error
     return _override(config, _settings(args))
+
+
+def _grown_config(args: Train, run: Path, store: EpisodeStore) -> ModelConfig:
+    """What the model of `run` grows to, if that fits the episodes and nothing that is asked for contradicts it."""
+    from worldmodel.checkpoint import load_config
+    from worldmodel.envs.spaces import action_spec, observation_spec
+    from worldmodel.grow import grown_config
+
+    for name in ("preset", "boundary", "chunks"):
+        if getattr(args, name) is not None:
+            raise UserError(f"a model that grows keeps its {name}: leave --{name} out, or train without --grow")
+    if settings := _settings(args):
+        raise UserError(f"a model that grows keeps its parts: leave --set {settings[0]} out, or train without --grow")
+    config = load_config(run)
+    try:
+        grown = grown_config(config)
+        observation, action = observation_spec(store.observation_space), action_spec(store.action_space)
+    except ValueError as error:
+        raise UserError(f"the model of {run} cannot grow: {error}") from error
+    if observation != grown.observation:
+        raise UserError(
+            f"{run} has seen observations of the shape {config.observation.shape} and grows to "
+            f"{grown.observation.shape}, but those of {args.data} have {observation.shape}: give --grow a run on half "
+            f"their height and width"
+        )
+    if action != grown.action:
+        raise UserError(
+            f"{run} has learned the actions {config.action}, but those of {args.data} are {action}: give --grow a run "
+            f"with the same actions"
+        )
+    return grown
+
+
+def _grown_from(args: Train, record: dict[str, Any]) -> Path | None:
+    """The run that this one goes on from, if it is not begun anew."""
+    if not args.resume:
+        return args.grow
+    begun = args.out / record["grow"] if "grow" in record else None
+    if args.grow is not None and (begun is None or args.grow.resolve() != begun.resolve()):
+        raise UserError(f"{args.out} was not begun with --grow {args.grow}: leave it out to resume")
+    return begun
+
+
+def _preset(args: Train, record: dict[str, Any], grown_from: Path | None) -> str:
+    """The name of the model's size: that of the run's beginning, or of the run it has grown from."""
+    begun = record or (read_record(grown_from) if grown_from is not None else {})
+    return begun.get("preset", args.preset or "tiny")
 
 
 def _resumed_config(args: Train, store: EpisodeStore) -> ModelConfig:
