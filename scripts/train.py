@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 RECORD_FILE = "training.json"
 DEFAULT_MINUTES = 10.0
 TRAINING = "training."  # how the names of settings begin that are not the model's
-GROWN_PICTURES = 300  # updates that a model which has grown only paints at first, unless told otherwise
+GROWN_PICTURES = 200  # updates that a model which has grown only paints at first, unless told otherwise
 
 Config = TypeVar("Config")
 
@@ -79,7 +79,7 @@ class Train(Common):
     end_share: MaybeFloat = None
     """Share of the rows drawn so that they hold an episode's end or a rare reward; 0.25 if not given."""
     pictures_first: MaybeInt = None
-    """Updates at the beginning that only learn to paint single frames, not their order; 1500 if not given, 300 after
+    """Updates at the beginning that only learn to paint single frames, not their order; 1500 if not given, 200 after
     --grow."""
     save_every: MaybeInt = None
     """Updates between checkpoints, the most that a crash can cost; 200 if not given."""

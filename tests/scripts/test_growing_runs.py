@@ -35,7 +35,7 @@ def test_a_run_grows_and_is_gone_on_with(made, large, tmp_path):
     run, unbroken = tmp_path / "run", tmp_path / "unbroken"
     assert main([*grow, "--out", str(run), "--updates", "1"]) == 0
     record = json.loads((run / "training.json").read_text())
-    assert record["options"]["pictures_first"] == 300
+    assert record["options"]["pictures_first"] == 200
     assert (run / record["grow"]).resolve() == (made / "run").resolve()
     assert load_config(run).observation.shape == (112, 112, 3)
     averaged = load_model(run).frame_stage.embed.weight  # a first update is small: a thousandth of the rate

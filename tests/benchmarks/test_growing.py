@@ -1,0 +1,54 @@
+"""The benchmark of growing, in seconds: all three models get their points, and a stopped run goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import growing
+import pytest
+
+FIELDS = {"update", "cpu_seconds", "squared_error", "kl_nats", "bits", "seen_exact", "dreamed_exact", "dreamed_tiles"}
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> growing.Options:
+    make = growing.load_test_set
+    monkeypatch.setattr(growing, "load_test_set", lambda environment, folder: make(environment, folder, 2, False))
+    monkeypatch.setattr(growing, "RESULT", tmp_path / "growing.json")
+    monkeypatch.setattr(growing, "FIGURE", tmp_path / "growing.png")
+    return growing.Options(seconds=0.4, points=2, steps=300, pictures=2, folder=tmp_path / "runs")
+
+
+def test_all_three_are_trained_measured_and_gone_on_with(options: growing.Options) -> None:
+    growing.main(options)
+    result = json.loads(growing.RESULT.read_text())
+    assert result["models"].keys() == {"small", "grown", "scratch"}
+    for name, points in result["models"].items():
+        assert all(point.keys() == FIELDS for point in points)
+        assert points[-1]["cpu_seconds"] >= (0.8 if name == "scratch" else 0.4) - 0.1
+        assert points[0]["update"] == 0 < points[-1]["update"]
+    assert growing.FIGURE.stat().st_size > 10_000
+    # What a model has just grown from paints as sharply as before, but for what the finer picture shows.
+    assert result["models"]["grown"][0]["squared_error"] < 2 * result["models"]["small"][-1]["squared_error"] + 0.01
+
+    grown, scratch = (growing.load_model(options.folder / name).config for name in ("grown", "scratch"))
+    assert grown == scratch
+
+    growing.main(options)  # nothing is left to do
+    assert json.loads(growing.RESULT.read_text())["models"] == result["models"]
+    options.seconds = 0.8
+    options.points = 4
+    growing.train("small", options)
+    points = json.loads((options.folder / "small" / "points.json").read_text())
+    assert points[: len(result["models"]["small"])] == result["models"]["small"]
+    assert points[-1]["cpu_seconds"] > 0.7
+
+
+def test_a_run_whose_files_disagree_is_begun_again(options: growing.Options) -> None:
+    growing.train("small", options)
+    path = options.folder / "small" / "points.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[:-1]))
+    growing.train("small", options)
+    seconds = [point["cpu_seconds"] for point in json.loads(path.read_text())]
+    assert seconds[0] == 0 and len(seconds) == 3
