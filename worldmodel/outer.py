@@ -9,7 +9,7 @@ small one.
 
 Attention and Mamba-2 go over the four children of a patch and no further. What lies further apart meets in the stages
 inside, where a patch is one token; over all 4^g P children attention would cost the square of them
-(docs/hnet.md has the measurement).
+(docs/design.md has the measurement).
 
 Shape suffixes: n frames, P patches of the frame stage, N patches of the stage inside (P, 4 P, ...), S values of a patch
 at some resolution, V values of the smallest patch, D width d0.
