@@ -46,7 +46,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "ablation"
 RUNS = ROOT / "runs" / "ablation"
 PROGRESS_FILE = "ablation.json"
 ROWS, STEPS = 16, 64  # episodes, and frames of each, over which main tokens are counted
-MAIN_TOKENS = "chunks"  # what a state calls the main tokens that its row has had
+MAIN_TOKENS = "main.count"  # what a state calls the main tokens that its row has had
 PATIENCE = 6  # times the CPU time that a slow variant may take to come to its updates
 
 
@@ -109,12 +109,10 @@ def run(plan: Plan, environment: Environment) -> dict[str, Any]:
     torch.manual_seed(plan.seed)
     model = WorldModel(config)
 
-    def batches(seed: int) -> Segments:
-        size, share, loose = training.batch_size, training.end_share, training.loose
-        return Segments(table, size, training.length, seed=seed, end_share=share, loose=loose)
-
     progress = Progress.of(plan)
-    trainer = Trainer(model, batches(plan.seed), plan.folder, training, seed=plan.seed)
+    trainer = Trainer(
+        model, Segments.for_training(table, config, training, plan.seed), plan.folder, training, seed=plan.seed
+    )
     if (plan.folder / TRAINER_FILE).exists():
         trainer.resume()
     else:
@@ -126,7 +124,9 @@ def run(plan: Plan, environment: Environment) -> dict[str, Any]:
         "environment": environment.id,
         "parameters": sum(p.numel() for p in model.parameters()),
         # Of the trained model: before, a learned router does not keep to its number of chunks.
-        "flops_a_frame": flops_a_frame(trainer.averaged_model(), batches(0).sample(), training),
+        "flops_a_frame": flops_a_frame(
+            trainer.averaged_model(), Segments.for_training(table, config, training).sample(), training
+        ),
         **revision(),
         "machine": machine(),
         "evaluations": progress.evaluations,

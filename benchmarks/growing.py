@@ -123,7 +123,7 @@ def begun(
     else:
         spec, action = observation_spec(store.observation_space), action_spec(store.action_space)
         model = WorldModel(preset("tiny", spec, action) if name == "small" else of_grown_shape(spec, action))
-    batches = Segments(table, config.batch_size, config.length, end_share=config.end_share, loose=config.loose)
+    batches = Segments.for_training(table, model.config, config)
     trainer = Trainer(model, batches, run, config)
     if (run / "points.json").exists():
         points = json.loads((run / "points.json").read_text())
@@ -185,7 +185,8 @@ def painted(model: WorldModel, frames: torch.Tensor) -> np.ndarray:
     """Frames as the model paints them from their own codes."""
     stage, pictures = model.frame_stage, []
     for some in frames.split(32):
-        chunks, posterior, _ = stage.encode(stage.patches(some), None)
+        patches = stage.patches(some)
+        chunks, posterior, _ = stage.encode(stage.look(patches), patches, None)
         pictures.append(stage.patches.inverse(stage.decode(model.latent.mode(posterior), None, chunks)))
     return torch.cat(pictures).numpy()
 

@@ -79,7 +79,7 @@ class CapturedImagination:
         self._action.copy_(action)
         self._replay()
         new, output = self._result
-        states, fields = new.tensors, {n: v for n, v in vars(output).items() if v is not None}
+        states, fields = new.tensors, output.tensors
         results = [*states.values(), *fields.values()]
         kept = [torch.empty_like(t) for t in results]
         _copy(kept, results)

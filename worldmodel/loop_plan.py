@@ -119,13 +119,14 @@ def plan_backprop(config: LoopConfig, cues: LoopCues) -> int | Tensor:
     return _rounded(_budgeted(config, cues) * (config.backprop / config.loops), config.max_loops)
 
 
-def starting_noise(key_B: Tensor, length: int, width: int) -> Tensor:
-    """s_0 in training, `(B, length, width)`: normal with variance 2/5, cut at 3 standard deviations (Geiping et al.).
+def starting_noise(key_BM: Tensor, place_BM: Tensor, width: int) -> Tensor:
+    """s_0 in training, `(B, M, width)`: normal with variance 2/5, cut at 3 standard deviations (Geiping et al.).
 
     Args:
-        key_B: int64 noise key of each row.
+        key_BM: int64 noise key of each token's row.
+        place_BM: int64, a number that the token shares with no other of its row.
     """
-    word = row_hash(key_B[:, None], torch.arange(length, device=key_B.device), STATE_STREAM)
+    word = row_hash(key_BM, place_BM, STATE_STREAM)
     return to_normal(BEYOND_3_STD + (1 - 2 * BEYOND_3_STD) * uniform(word, width)) * STATE_STD
 
 

@@ -47,6 +47,19 @@ class LoopNotes:
     moved: Tensor
 
 
+@dataclass
+class CoreNoise:
+    """What the randomness of a training pass follows from, the same in whatever layout the tokens are.
+
+    Attributes:
+        key: `(B, M)` int64 noise key of each token's row. The first one draws the number of loops, for all.
+        place: `(B, M)` int64, a number that the token shares with no other of its row.
+    """
+
+    key: Tensor
+    place: Tensor
+
+
 class LoopedCore(Core):
     """The looped core of a main network, see the module's docstring.
 
@@ -87,7 +100,7 @@ class LoopedCore(Core):
     # ---- whole rows -----------------------------------------------------------------------------------------------
 
     def forward(
-        self, e_BMD: Tensor, cues: LoopCues, reset_BM: Tensor, present_BM: Tensor, key_B: Tensor
+        self, e_BMD: Tensor, cues: LoopCues, reset_BM: Tensor, present_BM: Tensor, noise: CoreNoise
     ) -> tuple[Tensor, LoopNotes]:
         """Run whole rows.
 
@@ -96,15 +109,15 @@ class LoopedCore(Core):
             cues: `(B, M)`, what the config's rules ask for.
             reset_BM: True where a new piece begins.
             present_BM: False at pads, which all lie to the right; what comes out there is anything.
-            key_B: int64 noise key of each row. The first one draws the number of loops for all: in training only.
+            noise: for training.
 
         Returns:
             `s_BMD` after each token's last loop, and the notes.
         """
         B, M, D = e_BMD.shape
-        plan = self._plan(cues, present_BM, key_B)
+        plan = self._plan(cues, present_BM, noise.key[0, 0])
         noisy = self.training and not self.config.warm_start
-        s = starting_noise(key_B, M, D).to(e_BMD) if noisy else torch.zeros_like(e_BMD)
+        s = starting_noise(noise.key, noise.place, D).to(e_BMD) if noisy else torch.zeros_like(e_BMD)
         if self.config.keys == "last" or self.config.warm_start:
             ran = self._one_by_one(s, e_BMD, reset_BM, plan)
         else:
@@ -113,10 +126,10 @@ class LoopedCore(Core):
             ran = self.run(s.flatten(0, 1), e_BMD.flatten(0, 1), place, pasts, plan.map(torch.flatten))
         return ran.s.view(B, M, D), _notes(ran, present_BM)
 
-    def _plan(self, cues: LoopCues, present_BM: Tensor, key_B: Tensor) -> LoopPlan:
+    def _plan(self, cues: LoopCues, present_BM: Tensor, key: Tensor) -> LoopPlan:
         config = self.config
         if self.training:
-            loops = plan_loops(config, draw_loops(config, key_B[0]), cues)
+            loops = plan_loops(config, draw_loops(config, key), cues)
             plan = LoopPlan(loops, plan_backprop(config, cues), present_BM, 0.0)
         else:
             plan = LoopPlan(plan_loops(config, self._base(), cues), None, present_BM, config.exit)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from worldmodel.config import ModelConfig
 from worldmodel.layers import Memory, Stack
 from worldmodel.loop_plan import LoopCues
-from worldmodel.loops import LoopedCore
+from worldmodel.loops import CoreNoise, LoopedCore
 from worldmodel.side import Widening, action_width
 from worldmodel.tokens import Marks, Said, Side, number_in_piece
 
@@ -55,7 +55,7 @@ class MainNetwork(nn.Module):
         x = self.stack(x, marks.reset, values=side.values)
         if self.core is not None:
             cues = LoopCues(side.certainty, side.frame, number_in_piece(marks.reset))
-            x, notes = self.core(x, cues, marks.reset, marks.present, marks.key)
+            x, notes = self.core(x, cues, marks.reset, marks.present, CoreNoise(marks.key, marks.place))
         if self.coda is not None:
             x = self.coda(x, marks.reset, values=side.values)
         return x, Said({}, notes)

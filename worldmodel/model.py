@@ -98,8 +98,13 @@ class StepOutput:
     past: Tensor
     canvas: Tensor | None = None
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that there is, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
     def __getitem__(self, rows: Tensor | slice) -> StepOutput:
-        return StepOutput(**{name: value[rows] for name, value in vars(self).items() if value is not None})
+        return StepOutput(**{name: value[rows] for name, value in self.tensors.items()})
 
 
 class WorldModel(nn.Module):
@@ -216,8 +221,9 @@ class WorldModel(nn.Module):
             nothing = code.new_zeros(B, T, 1, code.shape[-1])
             values = layout.lay(torch.cat([torch.cat([nothing, code], dim=2).flatten(1, 2), action], dim=-1))
         side = Side(layout.lay(action), number_frames(is_frame, reset), values)
-        # In packed rows, which are a single one, all tokens share the first row's noise.
-        marks = Marks(is_frame, reset, layout.present, key[: len(is_frame)])
+        place = torch.arange(slots.shape[1], device=key.device).expand(B, -1)
+        keys = key[:, None].expand(B, slots.shape[1])
+        marks = Marks(is_frame, reset, layout.present, layout.lay(keys), layout.lay(place))
         y, said = self.causal_stage(layout.lay(slots), side, marks)
         y = layout.back(y)
         y = y.view(B, T, 1 + K, -1)

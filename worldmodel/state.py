@@ -36,7 +36,7 @@ class DreamState:
     @property
     def main_tokens(self) -> Tensor:
         """`(B,)` int64: how many tokens the main network has taken since the row's episode began."""
-        return self.tensors["chunks"]
+        return self.tensors["main.count"]
 
     def __getitem__(self, rows: int | slice | Tensor | Sequence[int]) -> DreamState:
         """Some of the rows: an index (kept as a batch of one), a slice, a mask or a list of indices."""

@@ -50,18 +50,20 @@ class Marks:
         is_frame: F_t.
         reset: a piece begins here and nothing is remembered; always an F_t.
         present: False at pads, which lie to the right.
-        key: `(B,)` int64, the noise key of each row.
+        key: `(B, L)` int64, the noise key of the token's row of frames.
+        place: `(B, L)` int64, its place in that row.
     """
 
     is_frame: Tensor
     reset: Tensor
     present: Tensor
     key: Tensor
+    place: Tensor
 
     def take(self, index_BM: Tensor, kept_BM: Tensor) -> Marks:
         """Those of the tokens at `index_BM`, of which only `kept_BM` are real."""
         is_frame, reset = (flag.gather(1, index_BM) & kept_BM for flag in (self.is_frame, self.reset))
-        return Marks(is_frame, reset, kept_BM, self.key)
+        return Marks(is_frame, reset, kept_BM, self.key.gather(1, index_BM), self.place.gather(1, index_BM))
 
 
 @dataclass

@@ -31,10 +31,10 @@ class Shuffled(Patches):
 
     def __init__(self, spec: ObservationSpec, patch: int) -> None:
         super().__init__(spec, patch)
-        self.order = torch.randperm(self.count, generator=torch.Generator().manual_seed(0))
+        self.shuffle = torch.randperm(self.count, generator=torch.Generator().manual_seed(0))
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return super().forward(frames)[:, self.order]
+        return super().forward(frames)[:, self.shuffle]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_the_order_is_the_models_own(spec, patch):
     np.testing.assert_array_equal(patch_order(plain).ravel(), np.arange(plain.count))
     order = patch_order(shuffled)
     assert order.shape == (plain.rows, plain.columns)
-    np.testing.assert_array_equal(order.ravel()[shuffled.order.numpy()], np.arange(plain.count))
+    np.testing.assert_array_equal(order.ravel()[shuffled.shuffle.numpy()], np.arange(plain.count))
 
 
 def test_chunks_follow_the_order():

@@ -129,7 +129,7 @@ def test_the_counts_of_an_episode_are_those_of_the_whole_pass(doorkey, model):
     # Once a frame, and where the router says, but not more often than it may.
     most = 1 + model.config.causal[0].max_extra
     assert seen.main.min() >= 1 and 1 < seen.main.max() <= most and (seen.main <= 1 + seen.chunks).all()
-    extra = int(whole.routing["causal"].boundary.sum())
+    extra = int(whole.routing["stage0"].boundary.sum())
     assert len(at) < seen.main.sum() <= len(at) + extra
 
 

@@ -56,7 +56,7 @@ def dream(model: WorldModel, name: str, enabled: bool) -> tuple[list[Tensor], di
             seen.append(out.feature)
         for t in range(3):
             state, out = model.imagine(state, batch.action[:, t])
-            assert all(v.dtype == torch.float32 for v in vars(out).values() if v is not None and v.is_floating_point())
+            assert all(v.dtype == torch.float32 for v in out.tensors.values() if v.is_floating_point())
             assert model.decode(out).shape[1:] == CONFIGS[name].observation.shape
     return seen, state.tensors
 

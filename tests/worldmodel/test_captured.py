@@ -33,11 +33,11 @@ class Uncaptured(CapturedImagination):
 
 
 def tensors(state: DreamState, output: StepOutput) -> list[torch.Tensor]:
-    return [*state.tensors.values(), *(v for v in vars(output).values() if v is not None)]
+    return [*state.tensors.values(), *output.tensors.values()]
 
 
 def equal(got, expected) -> bool:
-    names = got[0].tensors.keys() == expected[0].tensors.keys() and vars(got[1]).keys() == vars(expected[1]).keys()
+    names = got[0].tensors.keys() == expected[0].tensors.keys() and got[1].tensors.keys() == expected[1].tensors.keys()
     return names and all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(tensors(*got), tensors(*expected)))
 
 

@@ -69,7 +69,8 @@ class Tokens:
     @torch.no_grad()
     def run(self, stage: CausalStage, content: torch.Tensor | None = None, action: torch.Tensor | None = None):
         side = Side(self.action if action is None else action, self.number, self.values)
-        marks = Marks(self.is_frame, self.reset, self.valid, torch.arange(3))
+        place = torch.arange(self.length).expand(3, -1)
+        marks = Marks(self.is_frame, self.reset, self.valid, torch.arange(3)[:, None].expand(3, self.length), place)
         y, said = stage(self.content if content is None else content, side, marks)
         return y, said.routing
 

@@ -111,12 +111,13 @@ def test_a_rule_without_its_cue_is_refused():
 
 
 def test_starting_noise_is_a_cut_normal_of_the_rows_own_key():
-    noise = starting_noise(torch.tensor([5, 6]), 100, 200)
+    key, place = torch.tensor([[5], [6]]).expand(2, 100), torch.arange(100).expand(2, 100)
+    noise = starting_noise(key, place, 200)
     assert abs(noise.mean()) < 0.01
     assert abs(noise.var() - 0.4 * 0.9733) < 0.01  # 0.9733: what is left of the variance when 3 deviations are kept
     assert noise.abs().max() <= 3 * 0.4**0.5 + 1e-6
     assert noise.abs().max() > 2.8 * 0.4**0.5
-    assert torch.equal(starting_noise(torch.tensor([6]), 50, 200)[0], noise[1, :50])
+    assert torch.equal(starting_noise(key[1, 20:50], place[1, 20:50], 200), noise[1, 20:50])
     assert not torch.equal(noise[0], noise[1])
 
 

@@ -11,7 +11,7 @@ from worldmodel import attention, loop_core
 from worldmodel.attention import LONG
 from worldmodel.config import LoopConfig
 from worldmodel.loop_plan import LoopCues, plan_backprop, plan_loops, starting_noise
-from worldmodel.loops import LoopedCore
+from worldmodel.loops import CoreNoise, LoopedCore
 
 B, M, D = 3, 9, 8
 PLAIN = LoopConfig(layers="T1t1", loops=3.0, max_loops=6, spread=0.0, backprop=2)
@@ -59,8 +59,9 @@ class Rows:
         self.reset = torch.zeros(B, M, dtype=torch.bool)
         self.reset[:, 0] = self.reset[1, 4] = self.reset[2, 1] = self.reset[2, 2] = True
         self.present = torch.arange(M) < torch.tensor([[M], [M - 1], [5]])
-        self.key = torch.arange(B) + 100 * seed
         place = torch.arange(M)
+        key = (torch.arange(B) + 100 * seed)[:, None].expand(B, M)
+        self.noise = CoreNoise(key, place.expand(B, M))
         self.count = place - torch.where(self.reset, place, 0).cummax(1).values
         frames = (torch.rand(B, M, generator=g) < 0.6) | self.reset
         total = frames.long().cumsum(1)
@@ -68,7 +69,7 @@ class Rows:
         self.cues = LoopCues(torch.rand(B, M, generator=g), total - before, self.count + 1)
 
     def run(self, core, e=None, cues=None):
-        return core(self.e if e is None else e, cues or self.cues, self.reset, self.present, self.key)
+        return core(self.e if e is None else e, cues or self.cues, self.reset, self.present, self.noise)
 
 
 def at(cues, rows, columns):
@@ -129,7 +130,7 @@ def test_gradients_in_training_are_those_of_each_tokens_last_loops(config, windo
     rows.e.requires_grad_()
     weight = torch.randn(B, M, D, generator=torch.Generator().manual_seed(seed)) * rows.present.unsqueeze(-1)
     wanted = [rows.e, *core.parameters()]
-    expected = naive(core, rows, loops, backprop, starting_noise(rows.key, M, D), 0.0)
+    expected = naive(core, rows, loops, backprop, starting_noise(rows.noise.key, rows.noise.place, D), 0.0)
     s, _ = rows.run(core)
     torch.testing.assert_close(s[rows.present], expected[rows.present], rtol=1e-4, atol=1e-4)
     theirs = torch.autograd.grad((expected * weight).sum(), wanted)
@@ -176,7 +177,13 @@ def test_a_long_packed_row_is_what_a_mask_over_it_gives(label, monkeypatch):
     e, p = torch.randn(1, LONG + 9, D, generator=g), torch.rand(1, LONG + 9, generator=g)
     reset = torch.rand(1, LONG + 9, generator=g) < 0.1
     reset[:, 0] = True
-    args = (e, LoopCues(certainty=p), reset, torch.ones_like(reset), torch.zeros(1, dtype=torch.int64))
+    args = (
+        e,
+        LoopCues(certainty=p),
+        reset,
+        torch.ones_like(reset),
+        CoreNoise(torch.zeros_like(reset).long(), reset.long()),
+    )
     with torch.no_grad():
         packed, _ = core(*args)
         monkeypatch.setattr(attention, "LONG", 10**6)
@@ -218,7 +225,7 @@ def test_the_same_key_gives_the_same_bits_and_noise_is_for_training_only(label):
     config = replace(CONFIGS[label], spread=0.5)
     core, rows = core_of(config), Rows()
     other = Rows()
-    other.key = rows.key + 7
+    other.noise.key = rows.noise.key + 7
     with torch.no_grad():
         assert torch.equal(rows.run(core)[0], other.run(core)[0])
         core.train()
@@ -234,7 +241,7 @@ def test_one_draw_serves_the_whole_pass():
     core, rows = core_of(replace(PLAIN, spread=1.0)).train(), Rows()
     seen = set()
     for key in range(30):
-        rows.key = torch.tensor([key, 1, 2])
+        rows.noise.key = torch.tensor([key, 1, 2])[:, None].expand(B, M)
         mean = float(rows.run(core)[1].loops)
         assert mean == int(mean)
         seen.add(mean)

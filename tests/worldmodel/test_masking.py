@@ -70,14 +70,14 @@ def test_all_patches_are_painted_and_the_stand_in_is_learned(loss):
     total.backward()
     assert model.frame_stage.unseen.grad.abs().sum() > 0
     seen = model(batch, KEY)
-    assert torch.equal(seen.patches, model.frame_stage.patches(batch.frames))
+    assert torch.equal(seen.seen.patches, model.frame_stage.patches(batch.frames))
 
 
 def test_another_update_sees_other_patches():
     model = model_of(MASKED).train()
     batch = random_batch(MASKED)
     with torch.no_grad():
-        first, second, again = (model(batch, KEY + update).frame_posterior for update in (0, 1, 0))
+        first, second, again = (model(batch, KEY + update).seen.posterior for update in (0, 1, 0))
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
 

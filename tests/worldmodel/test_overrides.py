@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from small_models import STRIDE
+from small_models import EXTRA, STRIDE
 
 from worldmodel.config import ModelConfig
 from worldmodel.overrides import FROM_THE_DATA, override
 from worldmodel.training import TrainConfig
 
-CHOICES = {"frame.boundary": "learned", "frame.order": "hilbert", "side.action": "token", "main.loop.keys": "last"}
+CHOICES = {"frame.boundary": "change", "frame.order": "hilbert", "side.action": "token", "main.loop.keys": "last"}
 CHOICES |= {"causal.0.residual": "mamba", "causal.0.frame_boundary": "true"}
 
 
@@ -43,7 +43,7 @@ def another(name, value):
     return CHOICES.get(name, "T1" if name.startswith("main.loop") else f"{value}m1")
 
 
-@pytest.mark.parametrize("config", [STRIDE, TrainConfig()], ids=["model", "training"])
+@pytest.mark.parametrize("config", [EXTRA, TrainConfig()], ids=["model", "training"])
 def test_every_setting_can_be_set_alone(config):
     names = [name for name, _ in leaves(config)]
     assert len(names) > 10

@@ -113,7 +113,7 @@ def test_greedy_dreams_of_categorical_codes_need_no_noise() -> None:
 def test_an_output_is_replaced_not_written_into() -> None:
     model, before, action = dreaming(EXTRA)
     _, out = model.imagine(before, action)
-    kept = {name: value.clone() for name, value in vars(out).items()}
+    kept = {name: value.clone() for name, value in out.tensors.items()}
     _, aligned = model.realign(before, action, out)
     assert isinstance(aligned, StepOutput) and aligned is not out
     assert all(torch.equal(getattr(out, name), value) for name, value in kept.items())

@@ -59,7 +59,8 @@ def test_the_boundaries_follow_the_target(boundary):
         for seed in range(300):  # a slow tau needs some
             frames = random_frames(config, 300 if seed == 299 else 10, seed)
             with torch.no_grad():
-                chunks, _, _ = stage.encode(stage.patches(frames), torch.ones(len(frames)))
+                patches = stage.patches(frames)
+                chunks, _, _ = stage.encode(stage.look(patches), patches, torch.ones(len(frames)))
         counts.append(chunks.valid.sum(1).float().mean().item())
     assert counts == pytest.approx([8, 4], rel=0.1)
 
@@ -103,7 +104,7 @@ def test_chunks_have_a_fixed_stride_until_they_are_handed_over(tmp_path):
         model = learner.averaged_model()
         with torch.no_grad():
             seen = model(batch, torch.arange(3))
-        at_stride = torch.equal(seen.frame_chunks.start, model.frame_stage.fixed_start.expand(14, -1))
+        at_stride = torch.equal(seen.seen.chunks.start, model.frame_stage.fixed_start.expand(14, -1))
         assert at_stride == (update < 6)
         assert ("frame" in seen.routing) == (update >= 6)
         state, out = model.observe(
