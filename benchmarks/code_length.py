@@ -19,7 +19,8 @@ from torch import Tensor
 
 from worldmodel.envs.segments import FrameTable
 from worldmodel.losses import latent_kl, start_loss
-from worldmodel.model import Pass, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.outputs import Pass
 
 SIGMA = 0.05  # in units of the full range of a pixel
 LEVELS = 255

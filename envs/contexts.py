@@ -17,7 +17,8 @@ import torch
 from worldmodel.checkpoint import write_atomically
 from worldmodel.envs.segments import FrameTable
 from worldmodel.errors import UserError
-from worldmodel.model import StepOutput, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.outputs import StepOutput
 from worldmodel.state import DreamState
 
 FORMAT_VERSION = 1

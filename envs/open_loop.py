@@ -15,7 +15,8 @@ import torch
 
 from worldmodel.envs.segments import FrameTable
 from worldmodel.envs.windows import Windows
-from worldmodel.model import StepOutput, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.outputs import StepOutput
 from worldmodel.state import DreamState
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from worldmodel.errors import UserError
-from worldmodel.model import StepOutput, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.outputs import StepOutput
 from worldmodel.state import DreamState
 
 WARM_UP = 3  # steps before the capture, in which kernels are compiled and libraries take their workspaces

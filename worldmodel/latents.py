@@ -11,7 +11,9 @@ from torch import Tensor
 
 from worldmodel.config import LatentConfig
 from worldmodel.draws import pick
-from worldmodel.kernels.noise import to_normal
+from worldmodel.kernels.noise import row_hash, to_normal, uniform
+
+FORGET = 3  # the stream of a row's noise that says which groups are forgotten
 
 
 class CategoricalLatent:
@@ -110,3 +112,17 @@ def make_latent(config: LatentConfig) -> Latent:
     if config.kind == "gaussian":
         return GaussianLatent(config)
     raise ValueError(f"latent kind must be categorical or gaussian, not {config.kind!r}")
+
+
+def partly_forgotten(code_BTKZ: Tensor, config: LatentConfig, key_B: Tensor) -> Tensor:
+    """Codes of which a share of the groups is left out, so that nothing can be told by a whole frame known by heart.
+
+    Args:
+        code_BTKZ: of the chunks of rows of frames.
+        config: with `forget` above 0.
+        key_B: int64 noise key of each row.
+    """
+    B, T, K, Z = code_BTKZ.shape
+    word = row_hash(key_B[:, None], torch.arange(T, device=key_B.device), FORGET)
+    kept = uniform(word, K * config.groups).view(B, T, K, config.groups, 1) >= config.forget
+    return (code_BTKZ.unflatten(-1, (config.groups, -1)) * kept).view(B, T, K, Z)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from worldmodel.batch import Batch
 from worldmodel.draws import frame_draws
-from worldmodel.model import Pass, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.outputs import Pass
 from worldmodel.seeing import Seen, loose_frames, see_loose
 
 

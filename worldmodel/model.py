@@ -14,7 +14,7 @@ P patches, D width d0, E width d1, Z latent width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,12 @@ from worldmodel.frames import FrameStage
 from worldmodel.grow import grown_config, start_outermost
 from worldmodel.heads import ChunkPrior, Outcome
 from worldmodel.kernels import noise
-from worldmodel.latents import make_latent
+from worldmodel.latents import make_latent, partly_forgotten
 from worldmodel.layers import Memory
 from worldmodel.layout import Layout
-from worldmodel.loops import LoopedCore, LoopNotes
-from worldmodel.router import Routing
-from worldmodel.seeing import Seen, initial_sight, look_away, see_rows, see_step
+from worldmodel.loops import LoopedCore
+from worldmodel.outputs import Pass, StepOutput
+from worldmodel.seeing import initial_sight, look_away, see_rows, see_step
 from worldmodel.side import action_vector
 from worldmodel.state import DreamState
 from worldmodel.tokens import Contents, Marks, Side, lengths_before, number_frames
@@ -41,70 +41,6 @@ from worldmodel.tokens import Contents, Marks, Side, lengths_before, number_fram
 # Streams of a row's noise; what a step draws at once is stream 0.
 CHANGES = 1  # which patches change
 REALIGN = 2  # what a dreamed frame is seen with
-FORGET = 3  # which groups of codes the tokens are not told
-
-
-@dataclass
-class Pass:
-    """What `forward` computed of a batch, for the losses.
-
-    Attributes:
-        seen: the distinct frames, as the frame stage sees them.
-        chunks: of every frame, rows flat `(B * T, ...)`.
-        posterior: `(B, T, K, parameters)`.
-        latent: `(B, T, K, Z)` samples.
-        y: `(B, T, 1 + K, E)`, at F_t and at each chunk token; `past` = `y[:, :, :K]` predicts the chunks.
-        y_last: `(B, T, E)`, at the last token of each frame.
-        routing: what the routers said, by stage; absent where boundaries are fixed.
-        loops: how the looped core went; None without one.
-    """
-
-    seen: Seen
-    chunks: Chunks
-    posterior: Tensor
-    latent: Tensor
-    y: Tensor
-    y_last: Tensor
-    routing: dict[str, Routing]
-    loops: LoopNotes | None = None
-
-
-@dataclass
-class StepOutput:
-    """What one frame of `B` rows came to.
-
-    Attributes:
-        feature: `(B, feature width)`, what an agent sees.
-        reward: `(B,)` what an environment pays: the event as sampled, times its expected size.
-        reward_mean: `(B,)` its expectation.
-        terminated: `(B,)` bool, sampled with the row's own noise.
-        terminated_probability: `(B,)`.
-        chunks: `(B,)` int64, chunks in the frame.
-        starts: `(B, K)` int64, their first patches, -1 where absent.
-        start_entropy: `(B,)` nats of choosing the starts, summed over the frame.
-        latent, past: `(B, K, Z)` and `(B, K, E)`, all that `decode` needs,
-        canvas: but for patches that are followed through time: then `(B, P, R * D)`, what the painter has before it.
-    """
-
-    feature: Tensor
-    reward: Tensor
-    reward_mean: Tensor
-    terminated: Tensor
-    terminated_probability: Tensor
-    chunks: Tensor
-    starts: Tensor
-    start_entropy: Tensor
-    latent: Tensor
-    past: Tensor
-    canvas: Tensor | None = None
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """All that there is, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-    def __getitem__(self, rows: Tensor | slice) -> StepOutput:
-        return StepOutput(**{name: value[rows] for name, value in self.tensors.items()})
 
 
 class WorldModel(nn.Module):
@@ -203,7 +139,9 @@ class WorldModel(nn.Module):
         latent = self.latent.infer(posterior, draws.latent)
         # The code answers to the painter alone. Let into the encoder, the wish to be foretold makes it poor and sure of
         # itself before it has learned to tell a key from the floor.
-        code = self._half_forgotten(latent.detach(), key) if self.training else latent.detach()
+        code = latent.detach()
+        if self.training and self.config.latent.forget:
+            code = partly_forgotten(code, self.config.latent, key)
         changed = None if seen.changed is None else seen.changed.unsqueeze(2)
         tokens = self.contents.tokens(self.contents.chunks(code, start), lengths_before(start, valid), changed)
 
@@ -229,16 +167,6 @@ class WorldModel(nn.Module):
         y = y.view(B, T, 1 + K, -1)
         y_last = y.gather(2, valid.sum(2)[..., None, None].expand(-1, -1, 1, y.shape[-1])).squeeze(2)
         return Pass(seen, chunks, posterior, latent, y, y_last, seen.routing | said.routing, said.loops)
-
-    def _half_forgotten(self, code: Tensor, key: Tensor) -> Tensor:
-        """Codes `(B, T, K, Z)` of which some groups are left out, so that no whole frame can be learned by heart."""
-        if not (share := self.config.latent.forget):
-            return code
-        B, T, K, Z = code.shape
-        groups = self.config.latent.groups
-        word = noise.row_hash(key[:, None], torch.arange(T, device=key.device), FORGET)
-        kept = noise.uniform(word, K * groups).view(B, T, K, groups, 1) >= share
-        return (code.view(B, T, K, groups, Z // groups) * kept).view(B, T, K, Z)
 
     # ---- one frame at a time --------------------------------------------------------------------------------------
 

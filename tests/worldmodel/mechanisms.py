@@ -23,6 +23,8 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "sees_past": (False, True),
     "time": ("", "m1"),
     "latent": ("categorical", "gaussian"),
+    "forget": (0.0, 0.3),
+    "grown": (0, 1),  # images only
     "inject": ("padding", "add", "token"),
     "path": (0, 8),
     "values": (False, True),
@@ -57,11 +59,14 @@ def build(choice: Choice) -> ModelConfig:
         "multi_discrete": ActionSpec(kind="multi_discrete", sizes=(3, 2, 4)),
         "box": ActionSpec(kind="box", sizes=(2,), low=-2.0, high=3.0),
     }[c["action"]]
+    grown = c["grown"] if c["observation"] == "image" else 0
+    observation = replace(observation, shape=(*(n << grown for n in observation.shape[:2]), *observation.shape[2:]))
     frame = replace(
         STRIDE.frame,
         patch=patch,
         chunks=chunks,
         max_chunks=6,
+        grown=grown,
         boundary=c["boundary"],
         order=c["order"],
         mask=c["mask"],
@@ -102,9 +107,9 @@ def build(choice: Choice) -> ModelConfig:
         action=action,
         frame=frame,
         time=replace(STRIDE.time, layers=c["time"], changes=3.0),
-        latent=LatentConfig(groups=3, classes=4)
+        latent=LatentConfig(groups=3, classes=4, forget=c["forget"])
         if c["latent"] == "categorical"
-        else LatentConfig(kind="gaussian", groups=5),
+        else LatentConfig(kind="gaussian", groups=5, forget=c["forget"]),
         side=replace(STRIDE.side, action=c["inject"], path=c["path"], values=c["values"]),
         causal=causal,
         main=replace(STRIDE.main, width=72, loop=loop),

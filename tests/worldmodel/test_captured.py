@@ -13,7 +13,7 @@ from small_models import CONFIGS, LEARNED, STRIDE, random_actions, random_frames
 from worldmodel.captured import CapturedImagination
 from worldmodel.errors import UserError
 from worldmodel.kernels.backend import VARIABLE
-from worldmodel.model import StepOutput
+from worldmodel.outputs import StepOutput
 from worldmodel.state import DreamState
 
 CAPTURED = ["stride", "multi_discrete", "vector", "grid"]

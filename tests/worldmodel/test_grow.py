@@ -14,7 +14,8 @@ from worldmodel.batch import Batch
 from worldmodel.checkpoint import load_model, save_model
 from worldmodel.config import FrameConfig, ModelConfig
 from worldmodel.losses import LossConfig, world_model_loss
-from worldmodel.model import StepOutput, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.outputs import StepOutput
 from worldmodel.patches import Patches
 from worldmodel.specs import ObservationSpec
 from worldmodel.state import DreamState

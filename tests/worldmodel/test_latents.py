@@ -6,7 +6,7 @@ from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 from worldmodel.config import LatentConfig
 from worldmodel.draws import frame_draws
-from worldmodel.latents import make_latent
+from worldmodel.latents import make_latent, partly_forgotten
 
 CATEGORICAL = make_latent(LatentConfig(groups=3, classes=4, unimix=0.0))
 GAUSSIAN = make_latent(LatentConfig(kind="gaussian", groups=5))
@@ -128,3 +128,14 @@ def test_a_prior_learns_from_its_cost_to_foretell_the_posterior(latent):
 def test_another_kind_is_refused():
     with pytest.raises(ValueError, match="categorical or gaussian"):
         make_latent(LatentConfig(kind="beta"))
+
+
+def test_a_share_of_the_groups_is_forgotten_whole_by_the_rows_own_key():
+    config = LatentConfig(groups=20, classes=3, forget=0.3)
+    code = torch.ones(2, 50, 4, 60)
+    kept = partly_forgotten(code, config, torch.tensor([5, 6])).view(2, 50, 4, 20, 3)
+    assert (kept == kept[..., :1]).all()
+    assert abs(kept.mean() - 0.7) < 0.03
+    assert not torch.equal(kept[0], kept[1])
+    alone = partly_forgotten(code[1:, :30, :2], config, torch.tensor([6])).view(1, 30, 2, 20, 3)
+    assert torch.equal(alone[0], kept[1, :30, :2])

@@ -20,7 +20,8 @@ from small_models import random_actions, random_batch, random_frames, random_mod
 from test_model import KEY, parallel, pieces, step_through, train_a_little
 
 from worldmodel.checkpoint import load_model, save_model
-from worldmodel.model import Pass, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.outputs import Pass
 
 PAIRS = pairwise()
 EVERYTHING = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in SETTINGS.items()})

@@ -12,7 +12,8 @@ from small_models import CONFIGS, EXTRA, LEARNED, STRIDE, random_actions, random
 from worldmodel.batch import Batch
 from worldmodel.config import ModelConfig
 from worldmodel.losses import LossConfig, picture_loss, world_model_loss
-from worldmodel.model import Pass, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.outputs import Pass
 from worldmodel.presets import preset
 from worldmodel.state import DreamState
 

@@ -7,7 +7,8 @@ import torch
 from small_models import CONFIGS, EXTRA, random_actions, random_frames, random_model
 
 from worldmodel.config import ModelConfig
-from worldmodel.model import StepOutput, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.outputs import StepOutput
 from worldmodel.state import DreamState
 
 KEY = torch.tensor([11, 22, 33, 44])
