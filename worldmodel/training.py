@@ -30,6 +30,7 @@ from worldmodel.model import WorldModel
 from worldmodel.router import Router
 
 TRAINER_FILE = "trainer.pt"
+TRAINER_FORMAT = 2  # 1 listed the optimizer's state in another order of the parameters
 SHOWN = ("loss/reconstruction", "latent/kl")  # beside the bar
 
 
@@ -234,7 +235,7 @@ class Trainer:
         """Write `trainer.pt`, then the averaged weights; each is whole or absent."""
         averaged = self._fitted().state_dict()
         content = {
-            "format_version": 1,
+            "format_version": TRAINER_FORMAT,
             "update": self.update,
             "seed": self.seed,
             "config": dataclasses.asdict(self.config),
@@ -259,6 +260,11 @@ class Trainer:
             raise UserError(f"{path} does not exist: there is nothing to resume, train without --resume")
         try:
             content = torch.load(path, map_location=self.model.device, weights_only=True)
+            if content["format_version"] != TRAINER_FORMAT:
+                raise UserError(
+                    f"{path} was written by another version of worldmodel, which laid the weights out differently: "
+                    "dreams of the run go on working, but its training cannot; train into a new folder"
+                )
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.averaged.load_state_dict(content["averaged"])

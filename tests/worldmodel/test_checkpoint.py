@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_models import CONFIGS, EXTRA, STRIDE, random_actions, random_frames, random_model
 
-from worldmodel.checkpoint import load_environment, load_model, save_model, write_atomically
+from worldmodel.checkpoint import RENAMED, load_environment, load_model, save_model, save_weights, write_atomically
 from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
 
@@ -146,3 +146,27 @@ def test_weights_of_another_model_are_refused(run: Path, tmp_path: Path) -> None
     save_model(tmp_path / "other", random_model(EXTRA), ENVIRONMENT)
     (run / "world_model.safetensors").write_bytes((tmp_path / "other" / "world_model.safetensors").read_bytes())
     assert "does not fit" in refused(run)
+
+
+def test_a_run_of_format_1_still_dreams_the_same(tmp_path: Path) -> None:
+    """One causal stage where there is a tuple of them now, and other names of the same weights."""
+    model = random_model(STRIDE).requires_grad_(False)
+    save_model(tmp_path, model, {"id": "none"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model"] |= {"format_version": 1, "causal": config["model"]["causal"][0]}
+    for part in ("side", "time"):
+        del config["model"][part]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = {}
+    for name, value in model.state_dict().items():
+        for old, new in RENAMED.items():
+            if name.startswith(new):
+                name = old + name.removeprefix(new)
+        weights[name] = value
+    assert not set(weights) <= set(model.state_dict())
+    save_weights(tmp_path, weights)
+    loaded = load_model(tmp_path)
+    assert loaded.config == STRIDE
+    action = torch.tensor([1, 2])
+    (_, mine), (_, theirs) = (m.imagine(m.initial_state(2), action) for m in (model, loaded))
+    assert torch.equal(mine.feature, theirs.feature)

@@ -313,3 +313,13 @@ def test_a_checkpoint_that_cannot_be_resumed_is_named_in_a_sentence(tmp_path: Pa
     with pytest.raises(UserError, match=r"trainer\.pt") as caught:
         trainer(tmp_path).resume()
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_the_old_order_is_refused(tmp_path: Path) -> None:
+    """Its optimizer's state would be given to the wrong parameters without a word."""
+    learner = trainer(tmp_path)
+    learner.train(updates=2, progress=False)
+    content = torch.load(tmp_path / "trainer.pt", weights_only=True)
+    torch.save(content | {"format_version": 1}, tmp_path / "trainer.pt")
+    with pytest.raises(UserError, match="another version"):
+        trainer(tmp_path).resume()
