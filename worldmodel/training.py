@@ -42,6 +42,7 @@ class TrainConfig:
     length: int = 24  # frames a row; longer than the window that attention looks back on
     learning_rate: float = 3e-3
     warmup: int = 200  # updates until the rate is reached
+    level: int = 2000  # updates until it falls again, as one over the square root of their number
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0  # of the gradient's norm
@@ -188,7 +189,7 @@ class Trainer:
         # Warm up twice: for the pictures, and again when the rest sets in.
         since = self.update - (self.config.pictures_first if self.update >= self.config.pictures_first else 0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * min(1.0, (since + 1) / self.config.warmup)
+            group["lr"] = self.config.learning_rate * self._share_of_the_rate(since + 1)
         self.optimizer.step()
         self.update += 1
         # A plain average at first, so that the start is forgotten soon.
@@ -206,6 +207,10 @@ class Trainer:
             self.model.anneal(max(0, self.update - config.pictures_first) / config.anneal)
         if config.stride_first:
             self.model.frame_stage.hold_stride(self.update < config.stride_first)
+
+    def _share_of_the_rate(self, update: int) -> float:
+        """Up in a straight line, then level, then down as one over the square root: a run may end at any time."""
+        return min(1.0, update / self.config.warmup, (self.config.level / update) ** 0.5)
 
     def averaged_model(self) -> WorldModel:
         """A copy of the model with the averaged weights, in evaluation mode."""
