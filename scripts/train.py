@@ -53,9 +53,11 @@ class Train(Common):
     preset: MaybeStr = None
     """Size of the model: tiny (the default) or small."""
     boundary: Annotated[
-        Literal["stride", "learned"] | None, tyro.conf.arg(metavar="{stride,learned}", help_behavior_hint="")
+        Literal["stride", "learned", "change", "random", "none"] | None,
+        tyro.conf.arg(metavar="{stride,learned,change,random,none}", help_behavior_hint=""),
     ] = None
-    """Where chunks start: at a fixed stride, or where a learned router puts them. The preset's if not given."""
+    """Where chunks start: at a fixed stride, where a learned router puts them, where a patch is unlike the last, at
+    random, or at every patch. The preset's if not given."""
     chunks: MaybeFloat = None
     """Chunks a frame: exact for stride, the target of the mean for learned. The preset's if not given."""
     settings: Annotated[
