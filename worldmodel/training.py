@@ -42,7 +42,7 @@ class TrainConfig:
     length: int = 24  # frames a row; longer than the window that attention looks back on
     learning_rate: float = 3e-3
     warmup: int = 200  # updates until the rate is reached
-    level: int = 2000  # updates until it falls again, as one over the square root of their number
+    level: int = 4000  # updates until it falls again, as one over the square root of their number
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0  # of the gradient's norm
