@@ -29,6 +29,7 @@ class Change(Threshold):
     """
 
     tie: Tensor
+    still = True
 
     def __init__(self, rate: float, patches: int) -> None:
         super().__init__(rate)
@@ -43,9 +44,7 @@ class Change(Threshold):
         logit = F.pad((d + SMALLEST).log(), (1, 0)) + self.tie[: patches_UPV.shape[1]]
         weight = free_UP if weight_UP is None else weight_UP * free_UP
         if self.training and weight_UP is not None and bool((weight > 0).any()):
-            self.passes += 1
-            # The mean of all batches at first: a frame's scores never change, so tau may settle at once.
-            self.renew(logit, weight, max(1 / self.passes.item(), 0.01))
+            self.renew(logit, weight, self.next_share())
         return self.cut(logit, free_UP, weight)
 
 

@@ -56,6 +56,7 @@ class FrameStage(nn.Module):
         self.past = PastFrame(V, action_width(config.action), D) if frame.sees_past else None
         self.time = TemporalStage(config, P) if config.time.layers else None
         self.encoder = Stack(frame.encoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
+        self.settled = False
         self.router = frame_router(frame, P)
         self.learned = frame.boundary == "learned"
         fixed = P if frame.boundary == "none" else round(frame.chunks)
@@ -85,19 +86,26 @@ class FrameStage(nn.Module):
             past_UPD: what `self.past` says of the frame before.
             key: `()` int64 noise key that says which patches are hidden in training; None hides none.
         """
-        if self.outer is None:
-            x = self.embed(patches_UPV)
-        else:
-            small, beside = self.outer.encode(patches_UPV)
-            x = self.embed(small) + beside
-        if self.unseen is not None and self.training and key is not None:
-            x = torch.where(self._hidden(key, len(x)).unsqueeze(-1), self.unseen.to(x.dtype), x)
-        x = x + self.place
+        with self._at_rest():
+            if self.outer is None:
+                x = self.embed(patches_UPV)
+            else:
+                small, beside = self.outer.encode(patches_UPV)
+                x = self.embed(small) + beside
+            if self.unseen is not None and self.training and not self.settled and key is not None:
+                x = torch.where(self._hidden(key, len(x)).unsqueeze(-1), self.unseen.to(x.dtype), x)
+            x = x + self.place
         return x if past_UPD is None else x + past_UPD
 
     def small(self, patches_UPV: Tensor) -> Tensor:
         """The patches at the resolution that the model was born with, `(U, P, V)`."""
         return patches_UPV if self.outer is None else self.outer.shrink(patches_UPV)
+
+    def settle(self) -> None:
+        """Let the encoder and the boundaries stand still: nothing is hidden from them, and no gradient reaches them."""
+        self.settled = True
+        if self.router is not None:
+            self.router.still = True
 
     def anneal(self, progress: float) -> float:
         """Set the wanted number of chunks a frame to where it stands; returns it. See `WorldModel.anneal`."""
@@ -143,23 +151,8 @@ class FrameStage(nn.Module):
         Returns:
             The chunks, the posterior's parameters `(U, K, latent parameters)`, and what the router said.
         """
-        if changed_UP is None:
-            h = self.encoder(x_UPD)
-            scored, order, present = (h if self.learned else self.small(patches_UPV)), None, None
-        else:
-            order, present = compact(changed_UP)
-            packed = self.encoder(take(x_UPD, order), present=present)
-            # Nothing at pads, so that a hash of what is there knows nothing of them.
-            scored = (
-                packed
-                if self.learned
-                else take(self.small(patches_UPV), order).masked_fill(~present.unsqueeze(-1), 0.0)
-            )
-            h = torch.zeros_like(x_UPD).scatter(1, order.unsqueeze(-1).expand_as(packed), packed)
-        if self.router is None or self.at_stride:
-            chunks, routing = self._fixed(len(h), changed_UP), None
-        else:
-            chunks, routing = self._route(self.router, scored, weight_U, order, present, changed_UP)
+        with self._at_rest():
+            h, chunks, routing = self._cut_up(x_UPD, patches_UPV, weight_U, changed_UP)
         K = chunks.start.shape[1]
         of_patch = chunks.of_patch if changed_UP is None else chunks.of_patch.masked_fill(~changed_UP, K)
         member = F.one_hot(of_patch, K if changed_UP is None else K + 1)[..., :K]
@@ -169,6 +162,29 @@ class FrameStage(nn.Module):
         posterior = self.posterior(torch.cat([take(h, chunks.start), pooled], dim=-1))
         # In full precision under autocast, too: classes are told apart by it.
         return chunks, posterior.to(h.dtype), routing
+
+    def _cut_up(
+        self, x_UPD: Tensor, patches_UPV: Tensor, weight_U: Tensor | None, changed_UP: Tensor | None
+    ) -> tuple[Tensor, Chunks, Routing | None]:
+        """What the encoder makes of the patches, the chunks, and what the router said; arguments are `encode`'s."""
+        order = present = None
+        if changed_UP is None:
+            h = self.encoder(x_UPD)
+            scored = h if self.learned else self.small(patches_UPV)
+        else:
+            order, present = compact(changed_UP)
+            packed = self.encoder(take(x_UPD, order), present=present)
+            h = torch.zeros_like(x_UPD).scatter(1, order.unsqueeze(-1).expand_as(packed), packed)
+            # Nothing at pads, so that a hash of what is there knows nothing of them.
+            scored = packed if self.learned else take(self.small(patches_UPV), order)
+            scored = scored.masked_fill(~present.unsqueeze(-1), 0.0)
+        if self.router is None or self.at_stride:
+            return h, self._fixed(len(h), changed_UP), None
+        return h, *self._route(self.router, scored, weight_U, order, present, changed_UP)
+
+    def _at_rest(self) -> torch.set_grad_enabled:
+        """No gradient for an encoder that has settled."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.settled)
 
     def _fixed(self, U: int, changed_UP: Tensor | None) -> Chunks:
         """At a fixed stride, over those patches that changed."""
@@ -213,7 +229,7 @@ class FrameStage(nn.Module):
             worst_kept = rank.topk(self.max_chunks, dim=1).values[:, -1:]
             boundary &= rank >= worst_kept
         gate = None
-        if self.learned:
+        if self.learned and not self.settled:
             probability = torch.cat([torch.ones_like(free[:, :1]), routing.probability[:, 1:]], dim=1)
             gate = straight_through(probability, boundary)
         if order is not None and changed_UP is not None:

@@ -8,8 +8,8 @@ chunk where p > 1/2. Two things differ here, each for a failure that was seen:
 * The ratio loss alone lets the rate drift. So p is measured against tau, the (1 - rate)-quantile of p:
   `p' = sigmoid(logit p - logit tau)` with the threshold 1/2. Mean and tau are buffers, which evaluation and steps use
   as they are. The first training passes take both from their own positions, as in batch norm: those of the pass before
-  would not do, learning pushes p on at every update, and the chunks were 1.2 to 2 times the wanted ones. Once settled,
-  the buffers move slowly.
+  would not do, learning pushes p on at every update, and the chunks were 1.2 to 2 times the wanted ones. Later both
+  move slowly. Where scores stand still, so does the mean, and tau comes to rest.
 
 Shape suffixes: B batch, L positions, D width.
 """
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from worldmodel.kernels.routing import boundary_logit
 
 SETTLED = 1000  # passes after which mean and tau move slowly
+SLOW = 0.01  # share of a pass in them from then on
 
 
 @dataclass
@@ -84,6 +85,7 @@ class Threshold(nn.Module):
     rate: Tensor
     logit_tau: Tensor
     passes: Tensor
+    still = False  # whether the scores of a frame no longer change
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -97,6 +99,13 @@ class Threshold(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         state_dict.setdefault(prefix + "rate", self.rate)  # older weights have none: it did not move then
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def next_share(self) -> float:
+        """By how much the next pass moves tau; counts it."""
+        self.passes += 1
+        if self.still:
+            return max(1 / self.passes.item(), SLOW)  # the mean of all passes at first
+        return 1.0 if self.passes <= SETTLED else SLOW
 
     def renew(self, logit_BL: Tensor, weight_BL: Tensor, share: float) -> None:
         """Move tau by `share` to the quantile of some scores, each of which counts as often as its weight says."""
@@ -151,17 +160,16 @@ class Router(Threshold):
         """
         weight = free_BL if weight_BL is None else weight_BL * free_BL
         measure = self.training and weight_BL is not None and bool((weight > 0).any())
-        # At first what this pass says, whole. Later slowly: a threshold that jumps from batch to batch makes boundaries
-        # flicker, and with them the code that the prior has to foretell.
-        share = 1.0 if self.passes < SETTLED else 0.01
         if measure:
-            self.passes += 1
-            of_all = (weight / weight.sum()).unsqueeze(-1)
-            self.mean.lerp_((x_BLD.detach().float() * of_all).sum((0, 1)), share)
+            share = self.next_share()
+            if not self.still:
+                of_all = (weight / weight.sum()).unsqueeze(-1)
+                self.mean.lerp_((x_BLD.detach().float() * of_all).sum((0, 1)), share)
         logit = F.pad(self.raw_logit(x_BLD[:, :-1], x_BLD[:, 1:]), (1, 0))
         if measure:
             self.renew(logit, weight, share)
         routing = self.cut(logit, free_BL, weight)
-        hard, soft, n = routing.hard_rate, routing.soft_rate, 1.0 / self.rate
-        routing.ratio_loss = n / (n - 1) * ((n - 1) * hard * soft + (1 - hard) * (1 - soft))
+        if not self.still:
+            hard, soft, n = routing.hard_rate, routing.soft_rate, 1.0 / self.rate
+            routing.ratio_loss = n / (n - 1) * ((n - 1) * hard * soft + (1 - hard) * (1 - soft))
         return routing

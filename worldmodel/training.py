@@ -51,6 +51,7 @@ class TrainConfig:
     rare_share: float = 0.25  # rows that hold a frame drawn evenly from the distinct ones
     pictures_first: int = 1500  # updates that only paint loose frames, a tenth of the cost of the others
     stride_first: int = 0  # updates, from the very first, that chunk at a fixed stride before a router takes over
+    settle: bool = True  # whether learned boundaries, and the encoder they come from, stand still behind the pictures
     anneal: int = 0  # updates after the pictures until `chunks_first` has become `chunks`, and `extra_first` `extra`
     loose: int = 12  # frames that come along to be painted, rare ones as likely as common ones
     mix: float = 0.5  # share of those into which a rectangle of another is pasted
@@ -173,6 +174,7 @@ class Trainer:
         key = (rows << 32) + self.seed * 1_000_003 + self.update
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.update)
         self._set_targets()
+        self._settle()
         if self.update < self.config.pictures_first:
             loss, notes = picture_loss(self.model, batch, self.config.losses, key=key)
         else:
@@ -212,6 +214,21 @@ class Trainer:
         """Up in a straight line, then level, then down as one over the square root: a run may end at any time."""
         return min(1.0, update / self.config.warmup, (self.config.level / update) ** 0.5)
 
+    def _settle(self) -> None:
+        """Behind the pictures boundaries stand still: a code that is cut anew at every update cannot be foretold."""
+        pictures, stage = self.config.pictures_first, self.model.frame_stage
+        router = stage.router
+        # What comes from the frames before is not in the pictures, and has yet to be learned.
+        if not isinstance(router, Router) or stage.past is not None or stage.time is not None:
+            return
+        if not self.config.settle or not 0 < pictures <= self.update:
+            return
+        if self.update == pictures:
+            router.passes.zero_()  # tau is found anew, among scores that no longer change
+            self.averaged.frame_stage.load_state_dict(stage.state_dict())  # the average has the same boundaries
+        for model in (self.model, self.averaged):
+            model.frame_stage.settle()
+
     def averaged_model(self) -> WorldModel:
         """A copy of the model with the averaged weights, in evaluation mode."""
         return copy.deepcopy(self._fitted())
@@ -227,7 +244,7 @@ class Trainer:
             return self.averaged
         for mine, other in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
             mine.copy_(other)
-        routers = [module for module in self.averaged.modules() if isinstance(module, Router)]
+        routers = [module for module in self.averaged.modules() if isinstance(module, Router) and not module.still]
         for router in routers:
             router.passes.zero_()  # it takes in this batch whole, however often the model was handed out before
             router.train()  # but nothing else: no patch is hidden

@@ -1,0 +1,92 @@
+"""Learned boundaries come to rest behind the pictures: in the model, in its average, and for every frame."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_models import LEARNED, STRIDE, random_batch, random_frames, random_model
+from test_training import Noise
+
+from worldmodel.checkpoint import load_model, save_config
+from worldmodel.model import WorldModel
+from worldmodel.training import TrainConfig, Trainer
+
+PICTURES = 5
+MASKED = replace(LEARNED, frame=replace(LEARNED.frame, mask=0.3))
+
+
+def trainer(run, config=LEARNED, **settings):
+    torch.manual_seed(0)
+    save_config(run, config, {"id": None})
+    training = TrainConfig(**{"warmup": 2, "pictures_first": PICTURES, "average": 0.9} | settings)
+    return Trainer(WorldModel(config), Noise(config), run, training)
+
+
+def scores(model):
+    """How much each place of some frames wants to start a chunk."""
+    stage = model.frame_stage
+    with torch.no_grad():
+        h = stage.encoder(stage.look(stage.patches(random_frames(LEARNED, 30, 7))))
+        return stage.router.raw_logit(h[:, :-1], h[:, 1:])
+
+
+def test_behind_the_pictures_scores_never_change_again_and_the_average_has_the_same(tmp_path):
+    learner = trainer(tmp_path)
+    learner.train(updates=PICTURES, progress=False)
+    painted = scores(learner.model)
+    learner.train(updates=PICTURES + 6, progress=False)
+    assert torch.equal(scores(learner.model), painted)
+    assert torch.equal(scores(learner.averaged_model()), painted)
+    assert torch.equal(scores(load_model(tmp_path)), painted)
+    taus = [model.frame_stage.router.logit_tau for model in (learner.model, learner.averaged_model())]
+    assert torch.equal(*taus)
+    assert learner.model.frame_stage.router.passes == 6  # tau is the mean of what these passes found
+
+
+@pytest.mark.parametrize("settings", [{"settle": False}, {"pictures_first": 0}])
+def test_they_move_on_where_that_is_asked_for_or_nothing_was_painted_before(tmp_path, settings):
+    learner = trainer(tmp_path, **settings)
+    learner.train(updates=PICTURES, progress=False)
+    painted = scores(learner.model)
+    learner.train(updates=PICTURES + 3, progress=False)
+    assert not torch.equal(scores(learner.model), painted)
+
+
+def test_everything_but_the_encoder_and_the_router_goes_on_learning(tmp_path):
+    learner = trainer(tmp_path)
+    learner.train(updates=PICTURES + 1, progress=False)
+    before = {name: value.clone() for name, value in learner.model.frame_stage.named_parameters()}
+    learner.train(updates=PICTURES + 4, progress=False)
+    after = learner.model.frame_stage.named_parameters()
+    still = {name.split(".")[0] for name, value in after if torch.equal(value, before[name])}
+    assert still == {"embed", "place", "encoder", "router"}
+
+
+def test_the_rate_is_held_among_scores_that_stand_still(tmp_path):
+    learner = trainer(tmp_path)
+    learner.train(updates=PICTURES + 40, progress=False)
+    model = learner.averaged_model()
+    counts = []
+    for seed in range(1000, 1006):  # batches that it has not seen
+        with torch.no_grad():
+            counts.append(model(random_batch(LEARNED, seed=seed, distinct=20), torch.arange(3)).chunks.valid.sum(1))
+    assert torch.cat(counts).float().mean() == pytest.approx(4.0, rel=0.15)
+
+
+def test_from_what_stands_still_nothing_is_hidden():
+    model = random_model(MASKED).train()
+    stage = model.frame_stage
+    patches = stage.patches(random_frames(MASKED, 8, 0))
+    with torch.no_grad():
+        plain, masked = (stage.look(patches, None, key) for key in (None, torch.tensor(3)))
+        assert plain.shape != masked.shape or not torch.equal(plain, masked)
+        stage.settle()
+        assert torch.equal(plain, stage.look(patches, None, torch.tensor(3)))
+
+
+def test_a_fixed_stride_knows_nothing_of_it(tmp_path):
+    runs = [trainer(tmp_path / str(settle), config=STRIDE, settle=settle) for settle in (True, False)]
+    for run in runs:
+        run.train(updates=PICTURES + 3, progress=False)
+    for a, b in zip(*(run.model.state_dict().values() for run in runs), strict=True):
+        assert torch.equal(a, b)
