@@ -6,6 +6,7 @@ Shape suffixes: T frames, R rows and C columns of patches, K chunks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,51 @@ def draw_frame(axes: Axes, frame: np.ndarray, starts: np.ndarray, order_RC: np.n
     axes.spines[:].set_visible(False)
 
 
+@dataclass(frozen=True)
+class WatchedSteps:
+    """Some steps of an episode, as a model sees them and as it dreams them.
+
+    Attributes:
+        steps: `(T,)` int64, how many frames behind the context they lie, from 1.
+        seen, dreamed: frames `(T, H, W, 3)` uint8 (the true ones where they are seen), and the first patches of their
+            chunks `(T, K)`, -1 where absent.
+    """
+
+    steps: np.ndarray
+    seen: tuple[np.ndarray, np.ndarray]
+    dreamed: tuple[np.ndarray, np.ndarray]
+
+
+def watch_steps(
+    model: WorldModel, test_set: TestSet, *, context: int = 8, steps: int = 16, columns: int = 5, seed: int = 0
+) -> WatchedSteps:
+    """Let a model see, and dream, the last steps of an eventful episode.
+
+    Args:
+        model: the world model.
+        test_set: of the same environment.
+        context: real frames before the dream.
+        steps: of the dream, at most; it ends with the episode.
+        columns: steps that are kept, evenly spaced.
+        seed: of the model's noise.
+
+    Raises:
+        UserError: observations are vectors, or no episode is long enough.
+    """
+    spec, table = model.config.observation, test_set.table
+    windows = last_steps(test_set, 1, context, steps)
+    state = observe_context(model, table, windows, seed=seed)
+    seen, dream = closed_loop(model, state, table, windows), open_loop(model, state, table, windows)
+    assert seen.starts is not None and dream.starts is not None
+    length = int(windows.steps[0])
+    shown = np.unique(np.linspace(0, length - 1, min(columns, length)).round().astype(np.int64))
+    return WatchedSteps(
+        shown + 1,
+        seen=(to_rgb(truth(table, windows).frames[0, shown], spec), seen.starts[0, shown]),
+        dreamed=(to_rgb(dream.frames[0, shown], spec), dream.starts[0, shown]),
+    )
+
+
 def draw_boundaries(
     model: WorldModel,
     test_set: TestSet,
@@ -104,34 +150,16 @@ def draw_boundaries(
     columns: int = 5,
     seed: int = 0,
 ) -> None:
-    """Draw the last steps of an eventful episode: the true frames, as the model sees them, and the dreamed ones.
+    """Draw the last steps of an eventful episode at `path`: true frames, as the model sees them, and dreamed ones.
 
-    Args:
-        model: the world model.
-        test_set: of the same environment.
-        path: of the new PNG.
-        context: real frames before the dream.
-        steps: of the dream, at most; it ends with the episode.
-        columns: frames that are drawn, evenly spaced.
-        seed: of the model's noise.
-
-    Raises:
-        UserError: observations are vectors, or no episode is long enough.
+    The other arguments and the errors are those of `watch_steps`.
     """
-    spec, table, patches = model.config.observation, test_set.table, model.frame_stage.patches
-    windows = last_steps(test_set, 1, context, steps)
-    state = observe_context(model, table, windows, seed=seed)
-    seen, dream = closed_loop(model, state, table, windows), open_loop(model, state, table, windows)
-    assert seen.starts is not None and dream.starts is not None
-    length = int(windows.steps[0])
-    shown = np.unique(np.linspace(0, length - 1, min(columns, length)).round().astype(np.int64))
+    watched = watch_steps(model, test_set, context=context, steps=steps, columns=columns, seed=seed)
+    patches = model.frame_stage.patches
     boundary_picture(
         path,
-        {
-            "seen": (to_rgb(truth(table, windows).frames[0, shown], spec), seen.starts[0, shown]),
-            "dreamed": (to_rgb(dream.frames[0, shown], spec), dream.starts[0, shown]),
-        },
+        {"seen": watched.seen, "dreamed": watched.dreamed},
         patch_order(patches),
         patch=patches.ph,
-        labels=[f"step {step + 1}" for step in shown],
+        labels=[f"step {step}" for step in watched.steps],
     )

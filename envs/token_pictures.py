@@ -1,18 +1,21 @@
 """Pictures of what the frames of an episode cost: tokens of each frame, and loops on each token.
 
-Shape suffixes: T frames, N tokens of the fullest frame.
+Shape suffixes: T frames, M tokens of the main network, N those of the fullest frame.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor, nn
 
 from worldmodel.envs.pictures import last_steps, to_rgb
 from worldmodel.envs.segments import FrameTable
@@ -22,7 +25,7 @@ from worldmodel.model import WorldModel
 WIDTH, LEFT, RIGHT = 9.6, 0.6, 0.1  # inches: of a picture, and beside its axes
 PLOT, LABELS, TOP = 2.0, 0.5, 0.5  # inches from bottom to top: the thumbnails, their labels, the plot, a line of text
 THUMBNAILS = 12  # at most
-BLUE, ORANGE = "#0072b2", "#d55e00"
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#e6e6e6"
 
 
 @dataclass(frozen=True)
@@ -69,18 +72,61 @@ def watch_episode(model: WorldModel, table: FrameTable, episode: int, seed: int 
     return EpisodeTokens(pictures, np.array(chunks), np.diff(main), model.frame_stage.patches.count)
 
 
+def watch_loops(model: WorldModel, table: FrameTable, episode: int, seed: int = 0) -> np.ndarray:
+    """How often the looped core runs on each main token of an episode: `(T, N)` int64, 0 where a frame has no more.
+
+    Raises:
+        ValueError: the model has no looped core.
+    """
+    if model.core is None:
+        raise ValueError("this model has no looped core, so there are no loops to count")
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def note(_core: nn.Module, args: tuple[Any, ...], result: tuple[Any, ...]) -> None:
+        seen.append((args[1].frames, result[1].each))  # which frame a token is of, only the core is told
+
+    at = np.arange(table.begin[episode], table.begin[episode + 1])
+    handle = model.core.register_forward_hook(note)
+    try:
+        with torch.no_grad():
+            model(table.gather(at[None]).to(model.device), torch.tensor([seed], device=model.device))
+    finally:
+        handle.remove()
+    (frames, loops) = (t[0].cpu().numpy() for t in seen[0])
+    of_frame = [loops[frames == number] for number in range(1, len(at) + 1)]
+    most = max(map(len, of_frame))
+    return np.stack([np.pad(each, (0, most - len(each))) for each in of_frame])
+
+
 def draw_tokens(path: str | Path, episode: EpisodeTokens) -> None:
     """Draw a curve of the chunks, one of the main network's tokens, and some of the frames below."""
-    figure, axes = _over_thumbnails(episode.frames)
-    frame = np.arange(len(episode.frames))
-    for counts, colour, name in ((episode.chunks, BLUE, "chunks"), (episode.main, ORANGE, "main network")):
-        axes.step(frame, counts, where="mid", color=colour, linewidth=1.8, label=f"{name}: {counts.mean():.2f} a frame")
-    axes.set_ylim(0, 1.15 * max(episode.chunks.max(), episode.main.max()))
+    counts = {"chunks": episode.chunks, "main network": episode.main}
+    draw_counts(path, counts, episode.frames, f"tokens of each frame of {episode.patches} patches")
+
+
+def draw_counts(path: str | Path, counts: Mapping[str, np.ndarray], frames: np.ndarray, caption: str) -> None:
+    """Draw two curves of what frames take, and some of the frames below; grey where a frame is the one before again.
+
+    Args:
+        path: of the new PNG.
+        counts: `(T,)` by the name of the curve, whole numbers.
+        frames: `(T, H, W, 3)` uint8.
+        caption: above the curves.
+    """
+    figure, axes = _over_thumbnails(frames)
+    frame = np.arange(len(frames))
+    for (name, count), colour in zip(counts.items(), (BLUE, ORANGE)):
+        axes.step(frame, count, where="mid", color=colour, linewidth=1.8, label=f"{name}: {count.mean():.2f} a frame")
+    still = 1 + np.flatnonzero((frames[1:] == frames[:-1]).all((1, 2, 3)))
+    if len(still):
+        across = axes.get_xaxis_transform()
+        axes.bar(still, 1, width=1, transform=across, color=GREY, zorder=0, label="the frame before again")
+    axes.set_ylim(0, 1.15 * max(count.max() for count in counts.values()))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.set_ylabel("tokens")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.02), ncols=2, frameon=False, borderaxespad=0)
-    _caption(axes, f"tokens of each frame of {episode.patches} patches")
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.02), ncols=3, frameon=False, borderaxespad=0)
+    _caption(axes, caption)
     figure.savefig(path)
 
 

@@ -1,4 +1,4 @@
-"""`worldmodel show`: pictures of where a world model starts its chunks, and of how many tokens its frames take."""
+"""`worldmodel show`: pictures of where a world model starts its chunks, and of the tokens and loops its frames take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Show(Common):
     """Draw what a world model does with an episode of the test set that it never saw.
 
     boundaries.png: where chunks start in frames that are seen, and in the same frames dreamed. tokens.png: chunks, and
-    tokens of the main network, frame by frame.
+    tokens of the main network, frame by frame. loops.png: how often the core ran on each of those, if there is a core.
     """
 
     run: Path
@@ -28,16 +28,22 @@ def run(args: Show) -> None:
     from worldmodel.checkpoint import load_environment, load_model
     from worldmodel.envs.boundary_pictures import draw_boundaries
     from worldmodel.envs.test_set import load_test_set
-    from worldmodel.envs.token_pictures import draw_tokens, liveliest_episode, watch_episode
+    from worldmodel.envs.token_pictures import draw_loops, draw_tokens, liveliest_episode, watch_episode, watch_loops
 
     model = load_model(args.run, choose_device(args.device))
     test_set = load_test_set(load_environment(args.run))
-    episode = watch_episode(model, test_set.table, liveliest_episode(test_set), seed=args.seed)
+    number = liveliest_episode(test_set)
+    episode = watch_episode(model, test_set.table, number, seed=args.seed)
     folder = args.run / "pictures" if args.out is None else args.out
     folder.mkdir(parents=True, exist_ok=True)
     draw_boundaries(model, test_set, folder / "boundaries.png", seed=args.seed)
     draw_tokens(folder / "tokens.png", episode)
-    print(f"{folder} holds boundaries.png and tokens.png.")
+    drawn = "boundaries.png and tokens.png"
+    if model.core is not None:
+        loops = watch_loops(model, test_set.table, number, seed=args.seed)
+        draw_loops(folder / "loops.png", loops, episode.frames)
+        drawn = "boundaries.png, tokens.png and loops.png"
+    print(f"{folder} holds {drawn}.")
 
 
 def go_on(args: Show) -> str:

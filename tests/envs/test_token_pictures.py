@@ -23,10 +23,12 @@ from worldmodel.envs.spaces import action_spec, observation_spec, space_from_jso
 from worldmodel.envs.test_set import load_test_set
 from worldmodel.envs.token_pictures import (
     EpisodeTokens,
+    draw_counts,
     draw_loops,
     draw_tokens,
     liveliest_episode,
     watch_episode,
+    watch_loops,
 )
 from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
@@ -131,6 +133,39 @@ def test_the_counts_of_an_episode_are_those_of_the_whole_pass(doorkey, model):
     assert seen.main.min() >= 1 and 1 < seen.main.max() <= most and (seen.main <= 1 + seen.chunks).all()
     extra = int(whole.routing["stage0"].boundary.sum())
     assert len(at) < seen.main.sum() <= len(at) + extra
+
+
+def test_the_loops_of_an_episode_are_those_of_its_tokens(doorkey, model):
+    """Each token's loops stand at its own frame: a budget gives fewer to the tokens of a frame that has more."""
+    table, config = doorkey[0].table, model.config
+    loop = replace(config.main.loop, layers="t1", budget=4.0)
+    torch.manual_seed(0)
+    looped = WorldModel(replace(config, main=replace(config.main, loop=loop))).eval()
+    looped.load_state_dict(model.state_dict(), strict=False)
+    number = liveliest_episode(doorkey[0])
+    loops, main = watch_loops(looped, table, number), watch_episode(looped, table, number).main
+    np.testing.assert_array_equal((loops > 0).sum(1), main)
+    assert loops.shape[1] == main.max() > 1
+    # By the rule of the budget: what the row has had so far, and never what comes.
+    so_far = np.cumsum(main)
+    for t, count in enumerate(main):
+        tokens = so_far[t] - count + 1 + np.arange(count)
+        wanted = np.floor(4.0 * (t + 1) / tokens + 0.5).clip(1, loop.max_loops)
+        np.testing.assert_array_equal(loops[t, :count], wanted)
+    with pytest.raises(ValueError, match="no looped core"):
+        watch_loops(model, table, number)
+
+
+def test_a_frame_that_comes_again_stands_on_grey(tmp_path):
+    frames = np.random.default_rng(0).integers(256, size=(6, 8, 8, 3), dtype=np.uint8)
+    again = frames.copy()
+    again[3] = again[2]
+    for name, shown in (("new", frames), ("again", again)):
+        draw_counts(tmp_path / f"{name}.png", {"tokens": np.arange(1, 7)}, shown, "tokens")
+    new, old = (read(tmp_path / f"{name}.png") for name in ("new", "again"))
+    middle = slice(int(0.52 * new.shape[1]), int(0.60 * new.shape[1]))  # of frame 3
+    assert (new[new.shape[0] // 3, middle] == 1).all(-1).mean() > 0.8
+    assert (old[old.shape[0] // 3, middle] == 1).all(-1).mean() < 0.2
 
 
 def test_curves_and_loops_are_drawn(tmp_path):
