@@ -13,10 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from speed_report import markdown
-from variants import GROUPS
+from variants import GROUPS, VARIANTS
 
 Result = dict[str, Any]
 HORIZONS = ("1", "5", "15", "50")
+
+# The mechanisms by what they are about: a variant stands where the last of its settings, which makes it what it is,
+# begins with one of these.
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "depth": ("causal.0.extra", "causal.0.lengths", "causal.0.frame_boundary", "causal.1."),
+    "path": ("side.path",),
+    "x0": ("causal.0.cut_off",),
+    "residual": ("causal.0.residual",),
+    "values": ("side.values",),
+    "loops": ("causal.0.extra", "main.loop."),  # a core that follows the router needs the extra tokens
+    "order": ("frame.order",),
+    "hidden": ("frame.mask", "latent.forget"),
+    "past": ("frame.sees_past", "frame.paint_past"),
+    "time": ("time.",),
+    "latent": ("latent.kind", "latent.groups"),
+    "drawn": ("training.",),
+}
 
 
 def report(group: str, folder: Path) -> str:
@@ -40,6 +57,37 @@ def report(group: str, folder: Path) -> str:
             costs(rows),
         )
     )
+
+
+def mechanism(section: str, folder: Path) -> str:
+    """A short table of those mechanisms that a section is about, the plain model above them."""
+    plain, *others = GROUPS["mechanisms"]
+    wanted = [plain, *(label for label in others if is_about(section, GROUPS["mechanisms"][label]))]
+    found = results_of("mechanisms", folder)
+    rows = {label: found[label] for label in wanted if label in found}
+    if not set(rows) - {plain}:
+        return "not measured yet"
+    some = next(iter(rows.values()))[0]
+    plan, score = some["plan"], next(iter(some["evaluations"].values()))["score"]
+    shown, named = (percent, "exact") if score == "exact" else (decimals, "PSNR")
+    lines = []
+    for label, results in rows.items():
+        line = [label, str(len(results))]
+        for when in ("updates", "cpu"):
+            reached = [result["evaluations"][when] for result in results if when in result["evaluations"]]
+            line.append(spread([e["bits"]["above_floor"] for e in reached], whole))
+            line += [spread([value(e, horizon, "dream") for e in reached], shown) for horizon in ("1", "15")]
+        last = [max(result["evaluations"].values(), key=lambda e: e["update"]) for result in results]
+        lines.append([*line, spread([e["frames_per_cpu_second"] for e in last], whole)])
+    header = ["", "seeds"]
+    for at in (f"{plan['updates']:,} updates", f"{plan['cpu_minutes']:g} CPU-minutes"):
+        header += [f"bits, {at}", f"{named}@1", "@15"]
+    return markdown([*header, "frames trained a CPU-second"], lines)
+
+
+def is_about(section: str, variant: str) -> bool:
+    """Whether a section is about what makes a variant what it is."""
+    return bool(settings := VARIANTS[variant]) and settings[-1].startswith(SECTIONS[section])
 
 
 def results_of(group: str, folder: Path) -> dict[str, list[Result]]:

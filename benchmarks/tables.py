@@ -114,6 +114,47 @@ def ablation(group: str, environment: str = "doorkey") -> Callable[[], str]:
     return lambda: ablation_tables.report(group, RESULTS / "ablation" / environment)
 
 
+def mechanism(section: str) -> Callable[[], str]:
+    """The short table of a section of docs/hnet.md."""
+    return lambda: ablation_tables.mechanism(section, RESULTS / "ablation" / "doorkey")
+
+
+def growing() -> str:
+    """What a grown model was worth: each model of `growing.py` at its end, the grown one also at once."""
+    result = read("growing")
+    if result is None:
+        return "not measured yet"
+    names = {"small": "half the size", "grown": "grown from it", "scratch": "the full size from the beginning"}
+    rows = []
+    for name, points in result["models"].items():
+        for point in points if name == "grown" else points[-1:]:
+            if 0 < point["update"] < points[-1]["update"]:
+                continue
+            seconds = point["cpu_seconds"] + (result["models"]["small"][-1]["cpu_seconds"] if name == "grown" else 0)
+            row = [names[name] + ("" if point["update"] else ", at once"), f"{seconds:.0f}", f"{point['update']:,}"]
+            row += [f"{point['squared_error']:.5f}", f"{point['bits']:.1f}"]
+            rows.append(
+                [*row, f"{point['seen_exact']:.0%}", f"{point['dreamed_exact']:.0%} ({point['dreamed_tiles']:.1%})"]
+            )
+    header = ["", "CPU-seconds in all", "updates", "squared error of a value", "bits of a frame's code"]
+    return markdown([*header, "painted exactly", "exact after 15 dreamed steps (tiles)"], rows)
+
+
+def realign() -> str:
+    """Dreams of one model, brought in line with their own pictures every so many steps."""
+    found = {"never": read("doorkey_stride")}
+    found |= {f"every {n}": read(f"doorkey_stride_realign{n}") for n in (5, 1)}
+    rows = []
+    for label, report in found.items():
+        if report is not None:
+            frames = [report["fidelity"]["horizons"][horizon]["frames"]["dream"] for horizon in ("1", "5", "15", "50")]
+            rows.append([label, *(share(each["changed_seen"]["exact"]) for each in frames)])
+    if len(rows) < 2:
+        return "not measured yet"
+    header = ["steps between realignments", "exact@1", "@5", "@15", "@50"]
+    return f"DoorKey-5x5, changed frames on seen ground, one model:\n\n{markdown(header, rows)}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "fidelity": fidelity,
@@ -124,6 +165,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation_loops": ablation("loops"),
     "ablation_mechanisms": ablation("mechanisms"),
     "ablation_atari": ablation("boundaries", "pong"),
+    **{f"mechanism_{section}": mechanism(section) for section in ablation_tables.SECTIONS},
+    "growing": growing,
+    "realign": realign,
     "speed": lambda: speeds(speed_report.report),
     "acting": lambda: speeds(speed_report.acting, "acting"),
     "floor": lambda: speeds(speed_report.floor, "floor"),

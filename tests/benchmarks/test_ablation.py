@@ -334,6 +334,28 @@ def test_tables_give_mean_and_extremes_and_leave_out_what_is_missing(tmp_path):
         assert len({line.count("|") for line in block.splitlines()}) == 1
 
 
+def test_a_section_shows_its_mechanisms_below_the_plain_model(tmp_path):
+    write(tmp_path, *(result("plain", seed, exact) for seed, exact in enumerate((0.7, 0.9))))
+    assert ablation_tables.mechanism("residual", tmp_path) == "not measured yet", "the plain model alone says nothing"
+    write(
+        tmp_path, result("residual_mamba", 0, 0.5), result("residual_none", 0, 0.1, slow=True), result("time", 0, 0.2)
+    )
+    text = ablation_tables.mechanism("residual", tmp_path)
+    lines = text.splitlines()
+    assert (
+        lines[2]
+        == "| plain | 2 | 110 | 80% (70% to 90%) | 80% (70% to 90%) | 110 | " + "80% (70% to 90%) | " * 2 + "2,000 |"
+    )
+    assert lines[3] == "| no residual | 1 | - | - | - | 110 | 10% | 10% | 2,000 |"
+    assert (
+        lines[4] == "| a Mamba-2 layer as residual | 1 | 110 | 50% | 50% | 110 | 50% | 50% | 2,000 |"
+        and len(lines) == 5
+    )
+    assert len({line.count("|") for line in lines}) == 1
+    assert ablation_tables.is_about("loops", "certainty") and not ablation_tables.is_about("depth", "certainty")
+    assert not any(ablation_tables.is_about(section, "plain") for section in ablation_tables.SECTIONS)
+
+
 def test_runs_of_another_length_are_not_mixed_in(tmp_path):
     write(tmp_path, result("plain", 0, 0.7), result("plain", 1, 0.7), result("learned", 0, 0.1, updates=100))
     rows = ablation_tables.results_of("boundaries", tmp_path)
@@ -344,3 +366,7 @@ def test_the_documents_can_ask_for_every_table(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     for name in ("boundaries", "action", "loops", "mechanisms", "atari"):
         assert tables.TABLES[f"ablation_{name}"]() == "not measured yet"
+    for name in ablation_tables.SECTIONS:
+        assert tables.TABLES[f"mechanism_{name}"]() == "not measured yet"
+    for name in ("growing", "realign"):
+        assert tables.TABLES[name]() == "not measured yet"
