@@ -101,7 +101,7 @@ def watch_loops(model: WorldModel, table: FrameTable, episode: int, seed: int = 
 def draw_tokens(path: str | Path, episode: EpisodeTokens) -> None:
     """Draw a curve of the chunks, one of the main network's tokens, and some of the frames below."""
     counts = {"chunks": episode.chunks, "main network": episode.main}
-    draw_counts(path, counts, episode.frames, f"tokens of each frame of {episode.patches} patches")
+    draw_counts(path, counts, episode.frames, f"frames of {episode.patches} patches")
 
 
 def draw_counts(path: str | Path, counts: Mapping[str, np.ndarray], frames: np.ndarray, caption: str) -> None:
@@ -120,10 +120,10 @@ def draw_counts(path: str | Path, counts: Mapping[str, np.ndarray], frames: np.n
     still = 1 + np.flatnonzero((frames[1:] == frames[:-1]).all((1, 2, 3)))
     if len(still):
         across = axes.get_xaxis_transform()
-        axes.bar(still, 1, width=1, transform=across, color=GREY, zorder=0, label="the frame before again")
+        axes.bar(still, 1, width=1, transform=across, color=GREY, zorder=0, label="same frame again")
     axes.set_ylim(0, 1.15 * max(count.max() for count in counts.values()))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes.set_ylabel("tokens")
+    axes.set_ylabel("tokens of a frame")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.02), ncols=3, frameon=False, borderaxespad=0)
     _caption(axes, caption)
