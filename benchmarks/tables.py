@@ -142,17 +142,21 @@ def growing() -> str:
 
 def realign() -> str:
     """Dreams of one model, brought in line with their own pictures every so many steps."""
-    found = {"never": read("doorkey_stride")}
-    found |= {f"every {n}": read(f"doorkey_stride_realign{n}") for n in (5, 1)}
+    found = {
+        "never": "doorkey_stride",
+        "every 5 steps": "doorkey_stride_realign5",
+        "every step": "doorkey_stride_realign1",
+    }
     rows = []
-    for label, report in found.items():
+    for label, report in ((label, read(name)) for label, name in found.items()):
         if report is not None:
             frames = [report["fidelity"]["horizons"][horizon]["frames"]["dream"] for horizon in ("1", "5", "15", "50")]
-            rows.append([label, *(share(each["changed_seen"]["exact"]) for each in frames)])
+            seen = [each["changed_seen"] for each in frames]
+            rows.append([label, *(f"{share(each['exact'])} ({share(each['tile_rate'])})" for each in seen)])
     if len(rows) < 2:
         return "not measured yet"
-    header = ["steps between realignments", "exact@1", "@5", "@15", "@50"]
-    return f"DoorKey-5x5, changed frames on seen ground, one model:\n\n{markdown(header, rows)}"
+    table = markdown(["realigned", "exact@1", "@5", "@15", "@50"], rows)
+    return f"DoorKey-5x5, changed frames on seen ground (tiles right), one model:\n\n{table}"
 
 
 TABLES: dict[str, Callable[[], str]] = {
