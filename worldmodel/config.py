@@ -81,7 +81,7 @@ class TimeConfig:
     """Temporal merging: a stage that follows each patch through time, before space is merged. Off without layers."""
 
     layers: str = ""  # Mamba-2 over time, as in "m1"
-    changes: float = 8.0  # patches a frame that begin anew; the others stay in their old chunk and cost no token
+    changes: float = 4.0  # patches a frame that begin anew; the others stay in their old chunk and cost no token
 
     def __post_init__(self) -> None:
         _check_numbers(self)
