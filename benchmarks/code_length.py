@@ -1,6 +1,7 @@
 """How many bits a frame costs somebody who has the model: what a fair comparison of models is made of.
 
-The sender sees the true frames and sends, of each frame, where its chunks start (`start`), their codes (`code`, by the
+The sender sees the true frames and sends, of each frame, where its chunks start and, if patches are followed through
+time, which are new (`start`), their codes (`code`, by the
 prior that the receiver computes from all frames before) and what the painter got wrong (`pixels`, as a Gaussian of
 sigma 0.05 around what it painted). Values of pixels are multiples of 1/255, so the density times 1/255 is a
 probability, over all multiples it sums to 1, and the three parts together are a real code's length. Even a frame that
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.envs.segments import FrameTable
-from worldmodel.losses import latent_kl, start_loss
+from worldmodel.losses import change_loss, latent_kl, painted_rows, start_loss
 from worldmodel.model import WorldModel
 from worldmodel.outputs import Pass
 
@@ -55,8 +56,10 @@ def bits_a_frame(model: WorldModel, table: FrameTable) -> dict[str, float]:
         seen = model(batch, torch.arange(begin, begin + len(batch.index)) << 32)
         counts = ~batch.start | batch.first
         parts = {"code": latent_kl(model, seen, 0.0)[0], "pixels": pixel_nats(model, seen, batch.frames, batch.index)}
-        if not model.fixed_starts:
+        if model.predicts_starts:
             parts["start"] = start_loss(model, seen)[0]
+        if seen.seen.changed is not None:  # all of a first frame is new, nobody has to be told
+            parts["start"] = parts.get("start", 0.0) + change_loss(model, seen) * ~batch.start
         for name, part_BT in parts.items():
             sums[name] += float(part_BT[counts].double().sum())
         frames += int(counts.sum())
@@ -68,9 +71,8 @@ def bits_a_frame(model: WorldModel, table: FrameTable) -> dict[str, float]:
 def pixel_nats(model: WorldModel, seen: Pass, frames: Tensor, index_BT: Tensor) -> Tensor:
     """Nats a frame to correct what the painter painted, `(B, T)`."""
     B, T = index_BT.shape
-    patches = model.frame_stage.patches
-    latent, past = seen.latent.flatten(0, 1), seen.y[:, :, :-1].flatten(0, 1)
-    painted = model.frame_stage.decode(latent, past, seen.chunks).clamp(0, 1)
+    patches, rows = model.frame_stage.patches, torch.arange(B * T, device=index_BT.device)
+    painted = painted_rows(model, seen, rows, torch.ones_like(rows, dtype=torch.bool)).clamp(0, 1)
     real = patches(torch.full_like(frames[:1], LEVELS)) > 0  # (1, P, V); what is padded is not sent
     wrong = (painted - patches(frames)[index_BT.flatten()]).square() * real
     nats = wrong.sum((1, 2)) / (2 * SIGMA**2) + VALUE_NATS * real.sum()

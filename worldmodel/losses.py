@@ -76,12 +76,8 @@ def world_model_loss(
         terms["start"] = _mean(start, predictable)
         notes["latent/start_entropy"] = _mean(entropy, predictable)
     if run.seen.changed is not None:
-        logits = model.prior.change_logits(run.y[:, :, 0])
-        changed = run.seen.changed.float()
-        same_shape(logits, changed)
-        bits = F.binary_cross_entropy_with_logits(logits, changed, reduction="none").sum(-1)
-        terms["changes"] = _mean(bits, predictable * arrived)
-        notes["latent/changes"] = _mean(changed.sum(-1), arrived)
+        terms["changes"] = _mean(change_loss(model, run), arrived)
+        notes["latent/changes"] = _mean(run.seen.changed.sum(-1).float(), arrived)
     event, terminated, size = model.outcome(run.y_last)
     paid = (batch.reward != 0).float()
     same_shape(event, batch.reward)
@@ -128,11 +124,7 @@ def reconstruction_loss(
     rows = _some_distinct(seen, config.paint, generator)
     with_past = (torch.rand(len(rows), generator=generator) >= config.withhold_past).to(rows.device)
     which = seen.index.flatten()[rows]
-    if seen.changed is None:
-        past = run.y[:, :, :-1].flatten(0, 1)[rows] * with_past[:, None, None]
-        painted = stage.decode(run.latent.flatten(0, 1)[rows], past, seen.chunks.rows(which))
-    else:
-        painted = _paint_through_time(model, run, rows, with_past)
+    painted = painted_rows(model, run, rows, with_past)
     if len(loose := seen.loose()):
         draws = frame_draws(key[0] + loose, loose.new_zeros(()), seen.posterior.shape[1], model.latent.draws)
         latent = model.latent.infer(seen.posterior[loose], draws.latent)
@@ -143,10 +135,19 @@ def reconstruction_loss(
     return (painted - target).square().sum((1, 2)).mean()
 
 
-def _paint_through_time(model: WorldModel, run: Pass, rows: Tensor, with_past: Tensor) -> Tensor:
-    """Frames of which each patch is painted from the chunk it was in when it was new."""
+def painted_rows(model: WorldModel, run: Pass, rows: Tensor, with_past: Tensor) -> Tensor:
+    """Paint some frames of a pass, each patch from the chunk it was in when it was new: `(n, P, V)`.
+
+    Args:
+        model: that made the pass.
+        run: the pass.
+        rows: `(n,)` int64, which of the `B * T` frames.
+        with_past: `(n,)` bool, whether the painter may see the past, if it does at all.
+    """
     stage, seen = model.frame_stage, run.seen
-    assert seen.gate is not None
+    if seen.changed is None or seen.gate is None:
+        past = run.y[:, :, :-1].flatten(0, 1)[rows] * with_past[:, None, None]
+        return stage.decode(run.latent.flatten(0, 1)[rows], past, seen.chunks.rows(seen.index.flatten()[rows]))
     by = seen.painted_by().flatten(0, 1)[rows]
     canvas = stage.unpacked(run.latent.flatten(0, 2), None)[by]
     if stage.from_past is not None:
@@ -205,6 +206,14 @@ def latent_kl(model: WorldModel, run: Pass, free_nats: float) -> tuple[Tensor, T
     # Free nats only here: on the prior they would leave that much doubt in every frame of a dream.
     representation = (model.latent.cost(code, posterior, prior.detach()) * valid).sum(-1).clamp(min=free_nats)
     return dynamics, representation
+
+
+def change_loss(model: WorldModel, run: Pass) -> Tensor:
+    """Cross-entropy of which patches are new, `(B, T)`, summed over a frame."""
+    assert run.seen.changed is not None
+    logits, changed = model.prior.change_logits(run.y[:, :, 0]), run.seen.changed.float()
+    same_shape(logits, changed)
+    return F.binary_cross_entropy_with_logits(logits, changed, reduction="none").sum(-1)
 
 
 def start_loss(model: WorldModel, run: Pass) -> tuple[Tensor, Tensor]:

@@ -370,3 +370,26 @@ def test_the_documents_can_ask_for_every_table(tmp_path, monkeypatch):
         assert tables.TABLES[f"mechanism_{name}"]() == "not measured yet"
     for name in ("growing", "realign"):
         assert tables.TABLES[name]() == "not measured yet"
+
+
+def test_bits_of_a_model_that_follows_patches_through_time():
+    """Which patches are new has to be said, and each is painted from the chunk it was in when it was new."""
+    spec, rng = ObservationSpec(shape=(16, 16, 3)), np.random.default_rng(0)
+    torch.manual_seed(0)
+    config = override(
+        preset("tiny", spec, ActionSpec(sizes=(3,))), "time.layers=m1", "time.changes=1", "frame.chunks=2"
+    )
+    table = FrameTable(
+        frames=rng.integers(0, 255, (5, 16, 16, 3)).astype(np.uint8),
+        index=rng.integers(0, 5, 128),
+        action=np.zeros(128, int),
+        reward=np.zeros(128, np.float32),
+        terminated=np.zeros(128, bool),
+        first=np.arange(128) == 0,
+        begin=np.array([0, 128]),
+    )
+    bits = code_length.bits_a_frame(WorldModel(config).eval(), table)
+    # A new model says 1 in 4 of each of four patches.
+    p = 1 / 4
+    assert min(-np.log2(p), -np.log2(1 - p)) * 4 * 0.9 < bits["start"] < -np.log2(p) * 4
+    assert bits["pixels"] > bits["floor"]
