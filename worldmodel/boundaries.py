@@ -8,6 +8,8 @@ Shape suffixes: U frames, P patches, V values of a patch.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -86,4 +88,6 @@ def frame_router(config: FrameConfig, patches: int) -> Threshold | None:
     rate = (config.chunks - 1) / (patches - 1)
     if config.boundary == "change":
         return Change(rate, patches)
-    return Random(rate) if config.boundary == "random" else Router(config.width, rate)
+    if config.boundary == "random":
+        return Random(rate)
+    return Router(config.width, rate, patience=math.inf)  # the scores of frames stand still after the pictures

@@ -100,7 +100,7 @@ class CausalStage(nn.Module):
         extra = 0.0
         if self.router is not None:
             extra = on_the_way(self.config.extra_first, self.config.extra, progress, depth=1 + self.level)
-            self.router.rate.fill_(self._rate(extra, tokens))
+            self.router.aim(self._rate(extra, tokens))
         if isinstance(self.inner, CausalStage):
             self.inner.anneal(progress, self.frame_boundary + extra)
 

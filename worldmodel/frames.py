@@ -112,7 +112,7 @@ class FrameStage(nn.Module):
         if self.router is None:
             return float(self.max_chunks)
         chunks = on_the_way(self.config.chunks_first, self.config.chunks, progress)
-        self.router.rate.fill_((chunks - 1) / (self.patches.count - 1))
+        self.router.aim((chunks - 1) / (self.patches.count - 1))
         return chunks
 
     def hold_stride(self, hold: bool) -> None:

@@ -8,14 +8,15 @@ chunk where p > 1/2. Two things differ here, each for a failure that was seen:
 * The ratio loss alone lets the rate drift. So p is measured against tau, the (1 - rate)-quantile of p:
   `p' = sigmoid(logit p - logit tau)` with the threshold 1/2. Mean and tau are buffers, which evaluation and steps use
   as they are. The first training passes take both from their own positions, as in batch norm: those of the pass before
-  would not do, learning pushes p on at every update, and the chunks were 1.2 to 2 times the wanted ones. Later both
-  move slowly. Where scores stand still, so does the mean, and tau comes to rest.
+  would not do, learning pushes p on at every update, and the chunks were 1.2 to 2 times the wanted ones. Where scores
+  stand still, so does the mean, and tau comes to rest at the mean of what the passes say.
 
 Shape suffixes: B batch, L positions, D width.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,9 @@ from torch import Tensor, nn
 
 from worldmodel.kernels.routing import boundary_logit
 
-SETTLED = 1000  # passes after which mean and tau move slowly
+SETTLED = 1000  # passes after which mean and tau move slowly, where scores never stand still
 SLOW = 0.01  # share of a pass in them from then on
+FOLLOWS = 10  # passes that count as the past of tau while the wanted rate moves
 
 
 @dataclass
@@ -80,6 +82,7 @@ class Threshold(nn.Module):
 
     Args:
         rate: wanted share of boundaries among the positions that may have one, in (0, 1).
+        patience: passes that say tau whole, if scores do not stand still before.
     """
 
     rate: Tensor
@@ -87,8 +90,9 @@ class Threshold(nn.Module):
     passes: Tensor
     still = False  # whether the scores of a frame no longer change
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, patience: float = SETTLED) -> None:
         super().__init__()
+        self.patience = patience
         if not 0 < rate < 1:
             raise ValueError(f"a router's rate must lie between 0 and 1, not at {rate}")
         # Saved with the weights: it may be on its way to the rate that the config names.
@@ -100,12 +104,18 @@ class Threshold(nn.Module):
         state_dict.setdefault(prefix + "rate", self.rate)  # older weights have none: it did not move then
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def aim(self, rate: float) -> None:
+        """Move the wanted rate."""
+        if not math.isclose(rate, self.rate.item(), rel_tol=1e-6):
+            self.rate.fill_(rate)
+            self.passes.clamp_(max=FOLLOWS)
+
     def next_share(self) -> float:
         """By how much the next pass moves tau; counts it."""
         self.passes += 1
         if self.still:
-            return max(1 / self.passes.item(), SLOW)  # the mean of all passes at first
-        return 1.0 if self.passes <= SETTLED else SLOW
+            return 1 / self.passes.item()
+        return 1.0 if self.passes <= self.patience else SLOW
 
     def renew(self, logit_BL: Tensor, weight_BL: Tensor, share: float) -> None:
         """Move tau by `share` to the quantile of some scores, each of which counts as often as its weight says."""
@@ -127,13 +137,13 @@ class Router(Threshold):
 
     Args:
         width: D.
-        rate: as for `Threshold`.
+        rate, patience: as for `Threshold`; patience is that of the mean, too.
     """
 
     mean: Tensor
 
-    def __init__(self, width: int, rate: float) -> None:
-        super().__init__(rate)
+    def __init__(self, width: int, rate: float, patience: float = SETTLED) -> None:
+        super().__init__(rate, patience)
         self.q = nn.Linear(width, width, bias=False)
         self.k = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.q.weight)

@@ -46,6 +46,23 @@ def test_the_rate_is_held_from_the_first_pass_on_and_afterwards(name):
     assert torch.equal(source.logit_tau, before)
 
 
+def test_tau_comes_to_rest_and_still_follows_a_rate_that_moves():
+    source = rule("change")
+    g = torch.Generator().manual_seed(0)
+
+    def passes(n):
+        for _ in range(n):
+            x = torch.rand(10, 49, 12, generator=g)
+            rate = source(x, free_after_the_first(x), free_after_the_first(x)).hard_rate.item()
+            yield source.logit_tau.item(), rate
+
+    moves = torch.tensor([tau for tau, _ in passes(300)]).diff().abs()
+    assert moves[200:].mean() < 0.1 * moves[:20].mean()
+    source.aim(0.5)
+    last = [rate for _, rate in passes(300)][-50:]
+    assert sum(last) / 50 == pytest.approx(0.5, abs=0.03)
+
+
 def test_change_prefers_what_changes_more_and_says_d_over_d_plus_tau():
     source = Change(0.25, 6).eval()
     source.logit_tau.copy_(torch.tensor(0.005).log())
