@@ -218,13 +218,14 @@ class Trainer:
         """Behind the pictures boundaries stand still: a code that is cut anew at every update cannot be foretold."""
         pictures, stage = self.config.pictures_first, self.model.frame_stage
         router = stage.router
+        if self.update == pictures and router is not None:
+            router.passes.zero_()  # a frame counts as often as it occurs from now on: tau is found anew
         # What comes from the frames before is not in the pictures, and has yet to be learned.
         if not isinstance(router, Router) or stage.past is not None or stage.time is not None:
             return
         if not self.config.settle or not 0 < pictures <= self.update:
             return
         if self.update == pictures:
-            router.passes.zero_()  # tau is found anew, among scores that no longer change
             self.averaged.frame_stage.load_state_dict(stage.state_dict())  # the average has the same boundaries
         for model in (self.model, self.averaged):
             model.frame_stage.settle()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_models import LEARNED, STRIDE, random_batch, random_frames, random_model
+from small_models import CONFIGS, LEARNED, STRIDE, random_batch, random_frames, random_model
 from test_training import Noise
 
 from worldmodel.checkpoint import load_model, save_config
@@ -71,6 +71,14 @@ def test_the_rate_is_held_among_scores_that_stand_still(tmp_path):
         with torch.no_grad():
             counts.append(model(random_batch(LEARNED, seed=seed, distinct=20), torch.arange(3)).chunks.valid.sum(1))
     assert torch.cat(counts).float().mean() == pytest.approx(4.0, rel=0.15)
+
+
+def test_tau_is_found_anew_behind_the_pictures_where_frames_count_by_their_occurrence(tmp_path):
+    learner = trainer(tmp_path, config=CONFIGS["change"])
+    learner.train(updates=PICTURES, progress=False)
+    assert learner.model.frame_stage.router.passes == PICTURES
+    learner.train(updates=PICTURES + 2, progress=False)
+    assert learner.model.frame_stage.router.passes == 2
 
 
 def test_from_what_stands_still_nothing_is_hidden():
