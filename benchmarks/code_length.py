@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.envs.segments import FrameTable
-from worldmodel.losses import change_loss, latent_kl, painted_rows, start_loss
+from worldmodel.losses import canvas_of, change_loss, latent_kl, start_loss
 from worldmodel.model import WorldModel
 from worldmodel.outputs import Pass
 
@@ -72,7 +72,8 @@ def pixel_nats(model: WorldModel, seen: Pass, frames: Tensor, index_BT: Tensor) 
     """Nats a frame to correct what the painter painted, `(B, T)`."""
     B, T = index_BT.shape
     patches, rows = model.frame_stage.patches, torch.arange(B * T, device=index_BT.device)
-    painted = painted_rows(model, seen, rows, torch.ones_like(rows, dtype=torch.bool)).clamp(0, 1)
+    canvas = canvas_of(model, seen, rows, torch.ones_like(rows, dtype=torch.bool))
+    painted = model.frame_stage.paint_canvas(*canvas).clamp(0, 1)
     real = patches(torch.full_like(frames[:1], LEVELS)) > 0  # (1, P, V); what is padded is not sent
     wrong = (painted - patches(frames)[index_BT.flatten()]).square() * real
     nats = wrong.sum((1, 2)) / (2 * SIGMA**2) + VALUE_NATS * real.sum()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from worldmodel.batch import Batch
 from worldmodel.draws import frame_draws
+from worldmodel.kernels.compaction import spread
 from worldmodel.model import WorldModel
 from worldmodel.outputs import Pass
 from worldmodel.seeing import Seen, loose_frames, see_loose
@@ -124,37 +125,44 @@ def reconstruction_loss(
     rows = _some_distinct(seen, config.paint, generator)
     with_past = (torch.rand(len(rows), generator=generator) >= config.withhold_past).to(rows.device)
     which = seen.index.flatten()[rows]
-    painted = painted_rows(model, run, rows, with_past)
+    canvas, gate = canvas_of(model, run, rows, with_past)
     if len(loose := seen.loose()):
         draws = frame_draws(key[0] + loose, loose.new_zeros(()), seen.posterior.shape[1], model.latent.draws)
-        latent = model.latent.infer(seen.posterior[loose], draws.latent)
-        past = latent.new_zeros(*latent.shape[:2], run.y.shape[-1])
-        painted = torch.cat([painted, stage.decode(latent, past, seen.chunks.rows(loose))])
-    target = seen.patches[torch.cat([which, loose])]
+        unpacked = stage.unpacked(model.latent.infer(seen.posterior[loose], draws.latent), None)
+        chunks, which = seen.chunks.rows(loose), torch.cat([which, loose])
+        canvas = torch.cat([canvas, spread(unpacked, chunks.of_patch)])
+        if gate is not None:
+            gate = torch.cat(
+                [gate, torch.ones_like(gate[:1]).expand(len(loose), -1) if chunks.gate is None else chunks.gate]
+            )
+    painted, target = stage.paint_canvas(canvas, gate), seen.patches[which]
     same_shape(painted, target)
     return (painted - target).square().sum((1, 2)).mean()
 
 
-def painted_rows(model: WorldModel, run: Pass, rows: Tensor, with_past: Tensor) -> Tensor:
-    """Paint some frames of a pass, each patch from the chunk it was in when it was new: `(n, P, V)`.
+def canvas_of(model: WorldModel, run: Pass, rows: Tensor, with_past: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What the painter has before it of some frames, each patch from the chunk it was in when it was new.
 
     Args:
         model: that made the pass.
         run: the pass.
         rows: `(n,)` int64, which of the `B * T` frames.
         with_past: `(n,)` bool, whether the painter may see the past, if it does at all.
+
+    Returns:
+        The canvas and the gate of `FrameStage.paint_canvas`.
     """
     stage, seen = model.frame_stage, run.seen
     if seen.changed is None or seen.gate is None:
         past = run.y[:, :, :-1].flatten(0, 1)[rows] * with_past[:, None, None]
-        return stage.decode(run.latent.flatten(0, 1)[rows], past, seen.chunks.rows(seen.index.flatten()[rows]))
+        chunks = seen.chunks.rows(seen.index.flatten()[rows])
+        return spread(stage.unpacked(run.latent.flatten(0, 1)[rows], past), chunks.of_patch), chunks.gate
     by = seen.painted_by().flatten(0, 1)[rows]
     canvas = stage.unpacked(run.latent.flatten(0, 2), None)[by]
     if stage.from_past is not None:
         canvas = canvas + stage.from_past(run.y[:, :, :-1].flatten(0, 2))[by] * with_past[:, None, None]
-    gate = seen.gate.flatten(0, 1)[rows]
-    of_chunks = seen.chunks.gate
-    return stage.paint_canvas(canvas, gate if of_chunks is None else gate * of_chunks[seen.index.flatten()[rows]])
+    gate, of_chunks = seen.gate.flatten(0, 1)[rows], seen.chunks.gate
+    return canvas, gate if of_chunks is None else gate * of_chunks[seen.index.flatten()[rows]]
 
 
 def picture_loss(

@@ -75,9 +75,7 @@ def see_rows(stage: FrameStage, batch: Batch, action_BTA: Tensor, key: Tensor) -
 
 def _with_past(batch: Batch, action_BTA: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The distinct pairs of frames with the action between: frame, frame before (-1: none), action, and the index."""
-    before = torch.cat([batch.index[:, :1], batch.index[:, :-1]], dim=1)
-    before = before.masked_fill(batch.start, -1)
-    before[:, 0] = -1
+    before = _frames_before(batch)
     triples = torch.cat([torch.stack([batch.index, before], -1).double(), action_BTA.double()], dim=-1)
     triples[..., 2:].masked_fill_((before < 0).unsqueeze(-1), 0.0)
     distinct, index = torch.unique(triples.flatten(0, 1), dim=0, return_inverse=True)
@@ -97,13 +95,9 @@ def _through_time(stage: FrameStage, batch: Batch, action_BTA: Tensor, key: Tens
     patches = torch.cat([of_frames[batch.index.flatten()], of_frames[loose]])
     past = None
     if stage.past is not None:
-        before = torch.cat([batch.index[:, :1], batch.index[:, :-1]], dim=1)
-        known = ~batch.start
-        known[:, 0] = False
-        known = torch.cat([known.flatten(), known.new_zeros(len(loose))])
-        before = stage.small(of_frames)[torch.cat([before.flatten(), loose])]
+        before = torch.cat([_frames_before(batch).flatten(), torch.full_like(loose, -1)])
         action = torch.cat([action_BTA.flatten(0, 1), action_BTA.new_zeros(len(loose), action_BTA.shape[-1])])
-        past = stage.past(before, action, known)
+        past = stage.past(stage.small(of_frames)[before.clamp(min=0)], action, before >= 0)
     x = stage.look(patches, past, key)
     reset = batch.start.clone()
     reset[:, 0] = True
@@ -117,6 +111,12 @@ def _through_time(stage: FrameStage, batch: Batch, action_BTA: Tensor, key: Tens
     said = {"time": rows.routing} | ({} if routing is None else {"frame": routing})
     named = {name: r for name, r in said.items() if r is not None}
     return Seen(patches, index, chunks, posterior, named, rows.changed, rows.gate)
+
+
+def _frames_before(batch: Batch) -> Tensor:
+    """Index of the frame before each, `(B, T)`; -1 where a piece begins, or a row."""
+    before = torch.cat([torch.full_like(batch.index[:, :1], -1), batch.index[:, :-1]], dim=1)
+    return before.masked_fill(batch.start, -1)
 
 
 def loose_frames(batch: Batch) -> Tensor:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from small_models import CONFIGS, LEARNED, STRIDE, random_actions, random_batch, random_frames, random_model
+from test_training import Noise
 
-from worldmodel.batch import Batch
 from worldmodel.checkpoint import load_model, save_model
 from worldmodel.config import FrameConfig, ModelConfig
 from worldmodel.losses import LossConfig, world_model_loss
@@ -184,24 +183,6 @@ def test_plain_models_are_as_they_were() -> None:
     model = WorldModel(STRIDE)
     assert model.frame_stage.outer is None
     assert not [name for name in model.state_dict() if "outer" in name]
-
-
-class Noise:
-    """Batches of noise; the number of the next one is all there is to keep."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        self.config, self.made = config, 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"made": self.made}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.made = state["made"]
-
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            self.made += 1
-            yield random_batch(self.config, seed=self.made, distinct=20)
 
 
 @pytest.mark.parametrize("begun", ["grown", "anew"])
