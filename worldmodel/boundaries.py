@@ -1,7 +1,8 @@
-"""Where the chunks of a frame may start, beside a fixed stride and H-Net's router: plain rules to weigh it against.
+"""Where chunks may start, beside a fixed stride and H-Net's router: plain rules to weigh it against.
 
-`Change` starts a chunk where a patch is unlike the one before it, `Random` anywhere: at the same rate, with the same
-cap and the same report as the router, but with nothing to learn, and so without a gate for a gradient.
+`Change` starts a chunk where a patch is unlike the one before it, `Random` anywhere, `Motion` where a patch is unlike
+itself a frame ago: at the same rate, with the same cap and the same report as the router, but with nothing to learn,
+and so without a gate for a gradient.
 
 Shape suffixes: U frames, P patches, V values of a patch.
 """
@@ -19,6 +20,8 @@ from worldmodel.kernels import noise
 from worldmodel.router import Router, Routing, Threshold
 
 SMALLEST = 1e-8  # less than one step of one byte makes in a patch of a thousand
+STILL = math.log(2 * SMALLEST)  # a patch that differs less than this stands still
+EDGE = 1e-3  # scores this far below tau still pass: all of those that are as large as tau
 CONTENT, PLACE = 0, 1  # streams of noise
 
 
@@ -48,6 +51,32 @@ class Change(Threshold):
         if self.training and weight_UP is not None and bool((weight > 0).any()):
             self.renew(logit, weight, self.next_share())
         return self.cut(logit, free_UP, weight)
+
+
+class Motion(Threshold):
+    """New where a patch is unlike itself a frame ago, as measured by `Change`; one that stands still never is.
+
+    Many patches of a grid world differ by just as much. Where tau falls among those, all of them are new: to leave out
+    one that has changed is to paint it wrong until it changes again.
+    """
+
+    still = True
+
+    def raw_logit(self, before: Tensor, here: Tensor) -> Tensor:
+        """Logarithm of the mean squared difference. Both `(..., V)`."""
+        return ((here - before).float().square().mean(-1) + SMALLEST).log()
+
+    def probability(self, before: Tensor, here: Tensor) -> Tensor:
+        """p', above 1/2 where a patch is new."""
+        return torch.sigmoid(self.raw_logit(before, here) - self.logit_tau)
+
+    def forward(self, x_BLV: Tensor, free_BL: Tensor, weight_BL: Tensor | None) -> Routing:
+        """Route patches along time; arguments as in `Router.forward`."""
+        weight = free_BL if weight_BL is None else weight_BL * free_BL
+        logit = F.pad(self.raw_logit(x_BLV[:, :-1], x_BLV[:, 1:]), (1, 0))
+        if self.training and weight_BL is not None and bool((weight > 0).any()):
+            self.renew(logit.clamp(min=STILL) - EDGE, weight, self.next_share())
+        return self.cut(logit, free_BL, weight)
 
 
 class Random(Threshold):

@@ -81,10 +81,13 @@ class TimeConfig:
     """Temporal merging: a stage that follows each patch through time, before space is merged. Off without layers."""
 
     layers: str = ""  # Mamba-2 over time, as in "m1"
+    boundary: str = "change"  # what a patch has to do to begin anew; "learned" asks a router
     changes: float = 4.0  # patches a frame that begin anew; the others stay in their old chunk and cost no token
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+        if self.boundary not in ("change", "learned"):
+            raise ValueError(f"TimeConfig: boundary must be change or learned, not {self.boundary!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from worldmodel.chunks import Chunks
 from worldmodel.frames import FrameStage
 from worldmodel.layers import Memory
 from worldmodel.router import Routing
+from worldmodel.temporal import Changes
 
 
 @dataclass
@@ -101,8 +102,10 @@ def _through_time(stage: FrameStage, batch: Batch, action_BTA: Tensor, key: Tens
     x = stage.look(patches, past, key)
     reset = batch.start.clone()
     reset[:, 0] = True
-    rows = stage.time(x[: B * T].unflatten(0, (B, T)), reset, torch.ones_like(reset, dtype=torch.float32))
-    alone = stage.time(x[B * T :].unsqueeze(1), torch.ones_like(loose, dtype=torch.bool).unsqueeze(1), None)
+    small = stage.small(patches)
+    in_rows = (of_all[: B * T].unflatten(0, (B, T)) for of_all in (x, small))
+    rows = stage.time(*in_rows, reset, torch.ones_like(reset, dtype=torch.float32))
+    alone = _first_ones(stage, x[B * T :], small[B * T :])
     h = torch.cat([rows.h.flatten(0, 1), alone.h.squeeze(1)])
     changed = torch.cat([rows.changed.flatten(0, 1), alone.changed.squeeze(1)])
     index = torch.arange(B * T, device=batch.index.device).view(B, T)
@@ -124,13 +127,19 @@ def loose_frames(batch: Batch) -> Tensor:
     return (torch.bincount(batch.index.flatten(), minlength=len(batch.frames)) == 0).nonzero().squeeze(1)
 
 
+def _first_ones(stage: FrameStage, x_nPD: Tensor, small_nPV: Tensor) -> Changes:
+    """What is said of frames each of which is the first of an episode; with an axis of time, of length 1."""
+    assert stage.time is not None
+    first = torch.ones(len(x_nPD), 1, dtype=torch.bool, device=x_nPD.device)
+    return stage.time(x_nPD.unsqueeze(1), small_nPV.unsqueeze(1), first, None)
+
+
 def see_loose(stage: FrameStage, frames: Tensor, key: Tensor) -> tuple[Tensor, Chunks, Tensor, Routing | None]:
     """Encode frames by themselves, each as the first of an episode: patches, chunks, posterior, routing."""
     patches = stage.patches(frames)
     h, changed = stage.look(patches, None, key), None
     if stage.time is not None:
-        first = torch.ones(len(frames), 1, dtype=torch.bool, device=frames.device)
-        new = stage.time(h.unsqueeze(1), first, None)
+        new = _first_ones(stage, h, stage.small(patches))
         h, changed = new.h.squeeze(1), new.changed.squeeze(1)
     chunks, posterior, routing = stage.encode(h, patches, torch.ones(len(frames), device=h.device).long(), changed)
     return patches, chunks, posterior, routing
@@ -161,7 +170,7 @@ def see_step(
         memory["seen.patches"], memory["seen.known"] = stage.small(patches), torch.ones_like(memory["seen.known"])
     h = stage.look(patches, past)
     if stage.time is not None:
-        new = stage.time.step(h, memory)
+        new = stage.time.step(h, stage.small(patches), memory)
         h, changed = new.h, new.changed
     chunks, posterior, _ = stage.encode(h, patches, None, changed)
     return chunks, posterior, changed

@@ -21,7 +21,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "mask": (0.0, 0.4),
     "paint_past": (False, True),
     "sees_past": (False, True),
-    "time": ("", "m1"),
+    "time": ("", "change", "learned"),
     "latent": ("categorical", "gaussian"),
     "forget": (0.0, 0.3),
     "grown": (0, 1),  # images only
@@ -106,7 +106,7 @@ def build(choice: Choice) -> ModelConfig:
         observation=observation,
         action=action,
         frame=frame,
-        time=replace(STRIDE.time, layers=c["time"], changes=3.0),
+        time=replace(STRIDE.time, layers=c["time"] and "m1", boundary=c["time"] or "change", changes=3.0),
         latent=LatentConfig(groups=3, classes=4, forget=c["forget"])
         if c["latent"] == "categorical"
         else LatentConfig(kind="gaussian", groups=5, forget=c["forget"]),

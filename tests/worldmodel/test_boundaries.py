@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_models import CONFIGS, LEARNED, STRIDE, random_batch, random_frames, random_model
 
-from worldmodel.boundaries import Change, Random, content_key
+from worldmodel.boundaries import Change, Motion, Random, content_key
 from worldmodel.losses import LossConfig, picture_loss, world_model_loss
 from worldmodel.model import WorldModel
 
@@ -153,3 +154,42 @@ def test_every_source_keeps_to_the_cap(boundary):
     count = chunks.valid.sum(1)
     assert count.max() == 4
     assert count.min() < 4
+
+
+def moving(share, seed=0):
+    """Tiles followed through time, `(49, 200, 12)`: each becomes another kind in this share of the steps."""
+    g = torch.Generator().manual_seed(seed)
+    steps = 1 + torch.randint(3, (49, 200), generator=g)
+    kind = ((torch.rand(49, 200, generator=g) < share) * steps).cumsum(1) % 4
+    return KINDS[kind], F.pad(kind.diff(dim=1) != 0, (1, 0))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.05, 0.08])
+def test_where_less_moves_than_may_be_new_just_that_is_new(share):
+    source = Motion(0.08)
+    for seed in range(4):
+        x, moved = moving(share, seed)
+        routing = source(x, free_after_the_first(x), free_after_the_first(x))
+        wrong = (routing.boundary != moved).sum()
+        assert wrong == 0 if share < 0.08 else wrong <= 0.1 * moved.sum()
+
+
+def test_where_more_moves_the_largest_changes_are_new_and_all_that_are_as_large():
+    source = Motion(0.25)
+    x = torch.zeros(1, 101, 12)
+    x[0, 1::2] = 1.0  # half of all steps: up by 1 or down to 0.5, and down by the same
+    x[0, 3::4] = 0.5
+    for _ in range(3):
+        routing = source(x, free_after_the_first(x), free_after_the_first(x))
+    d = F.pad(x[0].diff(dim=0).square().mean(-1), (1, 0))
+    assert torch.equal(routing.boundary[0], d == 1.0)
+    assert routing.hard_rate > 0.4  # tau fell among many that are equal: none of them is left out
+
+
+def test_motion_is_what_steps_see_too():
+    x, _ = moving(0.3)
+    source = Motion(0.1)
+    source(x, free_after_the_first(x), free_after_the_first(x))
+    rows = source.eval()(x, free_after_the_first(x), None)
+    steps = source.probability(x[:, :-1], x[:, 1:])
+    assert torch.equal(rows.boundary[:, 1:], steps > 0.5)
