@@ -49,9 +49,9 @@ class TrainConfig:
     average: float = 0.995  # decay of the running average of the weights
     end_share: float = 0.25  # rows that hold a reward or a termination
     rare_share: float = 0.25  # rows that hold a frame drawn evenly from the distinct ones
-    pictures_first: int = 1500  # updates that only paint loose frames, a tenth of the cost of the others
+    pictures_first: int = 2500  # updates that only paint loose frames, a tenth of the cost of the others
     stride_first: int = 0  # updates, from the very first, that chunk at a fixed stride before a router takes over
-    settle: bool = True  # whether learned boundaries, and the encoder they come from, stand still behind the pictures
+    settle: bool = True  # whether the encoder, and the boundaries that come from it, stand still behind the pictures
     anneal: int = 0  # updates after the pictures until `chunks_first` has become `chunks`, and `extra_first` `extra`
     loose: int = 12  # frames that come along to be painted, rare ones as likely as common ones
     mix: float = 0.5  # share of those into which a rectangle of another is pasted
@@ -215,13 +215,12 @@ class Trainer:
         return min(1.0, update / self.config.warmup, (self.config.level / update) ** 0.5)
 
     def _settle(self) -> None:
-        """Behind the pictures boundaries stand still: a code that is cut anew at every update cannot be foretold."""
+        """Behind the pictures the encoder stands still: what is cut and coded anew all the time cannot be foretold."""
         pictures, stage = self.config.pictures_first, self.model.frame_stage
-        router = stage.router
-        if self.update == pictures and router is not None:
-            router.passes.zero_()  # a frame counts as often as it occurs from now on: tau is found anew
+        if self.update == pictures and stage.router is not None:
+            stage.router.passes.zero_()  # a frame counts as often as it occurs from now on: tau is found anew
         # What comes from the frames before is not in the pictures, and has yet to be learned.
-        if not isinstance(router, Router) or stage.past is not None or stage.time is not None:
+        if stage.past is not None or stage.time is not None:
             return
         if not self.config.settle or not 0 < pictures <= self.update:
             return
