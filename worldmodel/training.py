@@ -43,7 +43,8 @@ class TrainConfig:
     learning_rate: float = 3e-3
     warmup: int = 200  # updates until the rate is reached
     level: int = 4000  # updates until it falls again, as one over the square root of their number
-    weight_decay: float = 0.01
+    weight_decay: float = 0.3  # of matrices; with less, what is shown rarely is known by heart
+    frame_decay: float = 0.01  # of those of the frame stage: with more, pictures blur
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0  # of the gradient's norm
     average: float = 0.995  # decay of the running average of the weights
@@ -106,8 +107,12 @@ class Trainer:
             "rest": [p for p in self.parameters if id(p) not in frame],
         }
         # Matrices decay; norms, biases, A_log, D, dt_bias and learned vectors (fewer than two axes) do not.
+        decays = (self.config.frame_decay, self.config.weight_decay)
         groups = [
-            {"params": [p for p in self.parameters if p.dim() >= 2], "weight_decay": self.config.weight_decay},
+            *(
+                {"params": [p for p in part if p.dim() >= 2], "weight_decay": decay}
+                for part, decay in zip(self.parts.values(), decays, strict=True)
+            ),
             {"params": [p for p in self.parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=self.config.betas, fused=True)
