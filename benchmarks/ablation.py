@@ -40,8 +40,8 @@ class Options:
     """Where: doorkey or pong."""
     seeds: tuple[int, ...] | None = None
     """Seeds of every variant; 0, 1, 2 or 0, as its groups ask for, if not given."""
-    updates: int = 3000
-    """Compared at equal updates: after so many, 1500 of them pictures only."""
+    updates: int = 5000
+    """Compared at equal updates: after so many, 2500 of them pictures only."""
     cpu_minutes: float = 5.0
     """Compared at equal time: after so many CPU-minutes of training."""
     windows: int = 256
