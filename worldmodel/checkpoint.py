@@ -52,6 +52,12 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         raise
 
 
+def remove_unfinished(path: Path) -> None:
+    """Delete what a writer of this file left who was killed meanwhile; nobody may be writing it."""
+    for half in path.parent.glob(f".{path.name}.*"):
+        half.unlink()
+
+
 def save_config(run: str | Path, config: ModelConfig, environment: dict[str, Any]) -> None:
     """Write `config.json`: `environment` is what `worldmodel.envs.make.environment_spec` says."""
     content = {"format_version": FORMAT_VERSION, "model": config.to_dict(), "environment": environment}

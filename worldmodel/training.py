@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from worldmodel.batch import Batch
-from worldmodel.checkpoint import save_weights, write_atomically
+from worldmodel.checkpoint import MODEL_FILE, remove_unfinished, save_weights, write_atomically
 from worldmodel.errors import UserError
 from worldmodel.losses import LossConfig, picture_loss, world_model_loss
 from worldmodel.model import WorldModel
@@ -285,6 +285,8 @@ class Trainer:
         path = self.run / TRAINER_FILE
         if not path.is_file():
             raise UserError(f"{path} does not exist: there is nothing to resume, train without --resume")
+        for name in (TRAINER_FILE, MODEL_FILE):
+            remove_unfinished(self.run / name)
         try:
             content = torch.load(path, map_location=self.model.device, weights_only=True)
             if content["format_version"] != TRAINER_FORMAT:

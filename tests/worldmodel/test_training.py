@@ -145,8 +145,11 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     begun = (tmp_path / "batches").stat().st_size
+    for name in ("trainer.pt", "world_model.safetensors"):
+        (tmp_path / f".{name}.x1y2z3").write_bytes(b"half")  # as if the axe had fallen while it wrote
     resumed = trainer(tmp_path, config=KILLED)
     resumed.resume()
+    assert not list(tmp_path.glob(".*"))
     assert resumed.update % 5 == 0
     assert begun - 1 - 5 <= resumed.update <= begun
     load_model(tmp_path)  # whole, at whatever moment the axe fell
