@@ -26,6 +26,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "training.anneal=1000",
     ),
     "learned_sees_past": ("frame.boundary=learned", "frame.sees_past=true"),
+    "tried": ("frame.boundary=tried",),
     "change": ("frame.boundary=change",),
     "random": ("frame.boundary=random",),
     "none": ("frame.boundary=none",),
@@ -71,6 +72,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "boundaries": {
         "fixed stride": "plain",
         "learned router": "learned",
+        "router that learns by trying": "tried",
         "where a patch differs from the last": "change",
         "at random": "random",
         "every patch a chunk": "none",

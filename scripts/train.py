@@ -53,7 +53,7 @@ class Train(Common):
     preset: MaybeStr = None
     """Size of the model: tiny (the default) or small."""
     boundary: Annotated[
-        Literal["stride", "learned", "change", "random", "none"] | None,
+        Literal["stride", "learned", "tried", "change", "random", "none"] | None,
         tyro.conf.arg(metavar="{stride,learned,change,random,none}", help_behavior_hint=""),
     ] = None
     """Where chunks start: at a fixed stride, where a learned router puts them, where a patch is unlike the last, at

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.config import FrameConfig
 from worldmodel.kernels import noise
-from worldmodel.router import Router, Routing, Threshold
+from worldmodel.router import Routing, Threshold
 
 SMALLEST = 1e-8  # less than one step of one byte makes in a patch of a thousand
 STILL = math.log(2 * SMALLEST)  # a patch that differs less than this stands still
@@ -38,10 +37,7 @@ class Change(Threshold):
 
     def __init__(self, rate: float, patches: int) -> None:
         super().__init__(rate)
-        # The patches of a grid world are of a few kinds, so many differences are equal; if tau fell among those, all or
-        # none would be boundaries. Their places decide, in the same way in every frame.
-        word = noise.row_hash(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), PLACE)
-        self.register_buffer("tie", 1e-3 * noise.uniform(word, patches)[0], persistent=False)
+        self.register_buffer("tie", tied(patches), persistent=False)
 
     def forward(self, patches_UPV: Tensor, free_UP: Tensor, weight_UP: Tensor | None) -> Routing:
         """Boundaries of some frames; arguments as in `Router.forward`."""
@@ -51,6 +47,16 @@ class Change(Threshold):
         if self.training and weight_UP is not None and bool((weight > 0).any()):
             self.renew(logit, weight, self.next_share())
         return self.cut(logit, free_UP, weight)
+
+
+def tied(patches: int) -> Tensor:
+    """What is added to the scores of P `patches`: next to nothing, but different at each place.
+
+    The patches of a grid world are of a few kinds, so many differences are equal; if tau fell among those, all or none
+    would be boundaries. Their places decide, in the same way in every frame.
+    """
+    word = noise.row_hash(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), PLACE)
+    return 1e-3 * noise.uniform(word, patches)[0]
 
 
 class Motion(Threshold):
@@ -96,27 +102,3 @@ def content_key(patches_UPV: Tensor) -> Tensor:
     bits = patches_UPV.contiguous().view(torch.int32).flatten(1).long()
     place = torch.arange(bits.shape[1], device=bits.device)
     return (bits * (2 * noise.row_hash(place, torch.zeros_like(place), PLACE) + 1)).sum(1)
-
-
-def frame_router(config: FrameConfig, patches: int) -> Threshold | None:
-    """What decides where the chunks of a frame of P `patches` start; None where that is fixed.
-
-    Raises:
-        ValueError: there can be no such number of chunks.
-    """
-    if config.boundary in ("stride", "none"):
-        if config.boundary == "stride" and not 1 <= config.chunks <= patches:
-            raise ValueError(f"a frame of {patches} patches cannot have {config.chunks} chunks")
-        return None
-    for name, chunks in {"chunks": config.chunks, "chunks_first": config.chunks_first or config.chunks}.items():
-        if not 1 < chunks < patches or config.max_chunks < chunks:
-            raise ValueError(
-                f"{config.boundary} boundaries need a number of chunks between 1 and the {patches} patches of a frame, "
-                f"both exclusive, and max_chunks not below it, not {name}={chunks}, max_chunks={config.max_chunks}"
-            )
-    rate = (config.chunks - 1) / (patches - 1)
-    if config.boundary == "change":
-        return Change(rate, patches)
-    if config.boundary == "random":
-        return Random(rate)
-    return Router(config.width, rate, patience=math.inf)  # the scores of frames stand still after the pictures

@@ -41,7 +41,7 @@ def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{type(config).__name__}: {name} must be one of {listed}, not {value!r}")
 
 
-BOUNDARIES = ("stride", "learned", "change", "random", "none")
+BOUNDARIES = ("stride", "learned", "tried", "change", "random", "none")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.boundaries import frame_router
 from worldmodel.chunks import Chunks
 from worldmodel.config import ModelConfig
+from worldmodel.frame_router import frame_router
 from worldmodel.kernels import noise
 from worldmodel.kernels.compaction import compact, spread, take
 from worldmodel.layers import Stack
@@ -28,6 +28,7 @@ from worldmodel.patches import Patches
 from worldmodel.router import Routing, Threshold, on_the_way, straight_through
 from worldmodel.side import action_width
 from worldmodel.temporal import TemporalStage
+from worldmodel.trying import Trying
 
 MASK = 4  # stream of a key's noise
 
@@ -138,7 +139,12 @@ class FrameStage(nn.Module):
         return torch.zeros_like(drawn, dtype=torch.bool).scatter_(1, chosen, True)
 
     def encode(
-        self, x_UPD: Tensor, patches_UPV: Tensor, weight_U: Tensor | None, changed_UP: Tensor | None = None
+        self,
+        x_UPD: Tensor,
+        patches_UPV: Tensor,
+        weight_U: Tensor | None,
+        changed_UP: Tensor | None = None,
+        uniform_UP: Tensor | None = None,
     ) -> tuple[Chunks, Tensor, Routing | None]:
         """Chunk some frames.
 
@@ -147,12 +153,13 @@ class FrameStage(nn.Module):
             patches_UPV: from `self.patches`.
             weight_U: how often each frame occurs, for the router's statistics; None leaves them alone.
             changed_UP: the patches that count, None for all; the others are in no chunk, and not seen.
+            uniform_UP: random numbers for a router that is to try; None leaves nothing to chance.
 
         Returns:
             The chunks, the posterior's parameters `(U, K, latent parameters)`, and what the router said.
         """
         with self._at_rest():
-            h, chunks, routing = self._cut_up(x_UPD, patches_UPV, weight_U, changed_UP)
+            h, chunks, routing = self._cut_up(x_UPD, patches_UPV, weight_U, changed_UP, uniform_UP)
         K = chunks.start.shape[1]
         of_patch = chunks.of_patch if changed_UP is None else chunks.of_patch.masked_fill(~changed_UP, K)
         member = F.one_hot(of_patch, K if changed_UP is None else K + 1)[..., :K]
@@ -164,23 +171,34 @@ class FrameStage(nn.Module):
         return chunks, posterior.to(h.dtype), routing
 
     def _cut_up(
-        self, x_UPD: Tensor, patches_UPV: Tensor, weight_U: Tensor | None, changed_UP: Tensor | None
+        self,
+        x_UPD: Tensor,
+        patches_UPV: Tensor,
+        weight_U: Tensor | None,
+        changed_UP: Tensor | None,
+        uniform_UP: Tensor | None,
     ) -> tuple[Tensor, Chunks, Routing | None]:
         """What the encoder makes of the patches, the chunks, and what the router said; arguments are `encode`'s."""
         order = present = None
         if changed_UP is None:
             h = self.encoder(x_UPD)
-            scored = h if self.learned else self.small(patches_UPV)
+            scored = self._scored(h, self.small(patches_UPV))
         else:
             order, present = compact(changed_UP)
             packed = self.encoder(take(x_UPD, order), present=present)
             h = torch.zeros_like(x_UPD).scatter(1, order.unsqueeze(-1).expand_as(packed), packed)
             # Nothing at pads, so that a hash of what is there knows nothing of them.
-            scored = packed if self.learned else take(self.small(patches_UPV), order)
+            scored = self._scored(packed, take(self.small(patches_UPV), order))
             scored = scored.masked_fill(~present.unsqueeze(-1), 0.0)
         if self.router is None or self.at_stride:
             return h, self._fixed(len(h), changed_UP), None
-        return h, *self._route(self.router, scored, weight_U, order, present, changed_UP)
+        return h, *self._route(self.router, scored, weight_U, order, present, changed_UP, uniform_UP)
+
+    def _scored(self, h: Tensor, patches: Tensor) -> Tensor:
+        """What the router is shown: what the encoder says, the patches themselves, or both."""
+        if isinstance(self.router, Trying):
+            return torch.cat([h, patches.to(h.dtype)], dim=-1)
+        return h if self.learned else patches
 
     def _at_rest(self) -> torch.set_grad_enabled:
         """No gradient for an encoder that has settled."""
@@ -214,6 +232,7 @@ class FrameStage(nn.Module):
         order: Tensor | None,
         present: Tensor | None,
         changed_UP: Tensor | None,
+        uniform_UP: Tensor | None,
     ) -> tuple[Chunks, Routing]:
         """By the scores of a router, over all patches or over those that changed, `order` of them `present`."""
         U, S = scored.shape[:2]
@@ -221,9 +240,12 @@ class FrameStage(nn.Module):
         opening = free[:, :1].bool()
         free[:, :1] = 0  # the first patch always starts a chunk, and does not count as the router's doing
         weight = None if weight_U is None else weight_U[:, None].expand(U, S).float()
-        routing = router(scored, free, weight)
-        rank = routing.probability.detach().clone()
+        if isinstance(router, Trying) and uniform_UP is not None:
+            routing = router(scored, free, weight, uniform_UP[:, :S])
+        else:
+            routing = router(scored, free, weight)
         boundary = routing.boundary.clone()
+        rank = routing.probability.detach() * boundary
         rank[:, :1], boundary[:, :1] = 2.0, opening
         if self.max_chunks < S:  # the cap: the most probable boundaries of a frame win
             worst_kept = rank.topk(self.max_chunks, dim=1).values[:, -1:]

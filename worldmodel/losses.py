@@ -14,9 +14,14 @@ from torch import Tensor
 from worldmodel.batch import Batch
 from worldmodel.draws import frame_draws
 from worldmodel.kernels.compaction import spread
+from worldmodel.kernels.noise import row_hash
+from worldmodel.kernels.noise import uniform as uniform_noise
 from worldmodel.model import WorldModel
 from worldmodel.outputs import Pass
 from worldmodel.seeing import Seen, loose_frames, see_loose
+from worldmodel.trying import Trying
+
+TRIAL = 5  # stream of a key's noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,7 @@ class LossConfig:
     reward: float = 1.0
     terminated: float = 1.0
     ratio: float = 0.03  # H-Net's alpha
+    trial: float = 1.0  # of a frame's router that learns by trying
     paint: int = 8  # frames of the rows painted in an update, beside the loose ones: pixels are most of the cost
     withhold_past: float = 0.5  # of those, painted from the latents alone, where the painter sees the past at all
 
@@ -69,6 +75,10 @@ def world_model_loss(
     notes: dict[str, Tensor] = {}
 
     terms["reconstruction"] = reconstruction_loss(model, run, config, key=key, generator=generator)
+    router = model.frame_stage.router
+    if isinstance(router, Trying) and not router.still:
+        some = loose if len(loose := loose_frames(batch)) else torch.arange(len(batch.frames), device=key.device)
+        terms["trial"] = trial_loss(model, batch.frames[some], key[0])
     dynamics, representation = latent_kl(model, run, config.free_nats)
     terms["dynamics"] = _mean(dynamics, predictable)
     terms["representation"] = _mean(representation, predictable)
@@ -182,12 +192,36 @@ def picture_loss(
     same_shape(painted, target)
     error = (painted - target).square().sum((1, 2)).mean()
     total = config.reconstruction * error
+    if isinstance(stage.router, Trying):
+        total = total + config.trial * trial_loss(model, batch.frames[chosen], key[0])
     notes = {"loss/reconstruction": error, "latent/posterior_entropy": model.latent.entropy(posterior).sum(-1).mean()}
     if routing is not None:
         if routing.ratio_loss is not None:
             total = total + config.ratio * routing.ratio_loss
         notes |= {"router/frame_F": routing.hard_rate, "router/frame_G": routing.soft_rate}
     return total, {name: value.detach() for name, value in notes.items()}
+
+
+def trial_loss(model: WorldModel, frames: Tensor, key: Tensor) -> Tensor:
+    """Cut each frame in two ways that are drawn; the way with which it is painted better becomes more likely.
+
+    Args:
+        model: whose router tries. Nothing else has a gradient.
+        frames: `(U, *observation shape)`.
+        key: `()` int64.
+    """
+    stage, n = model.frame_stage, len(frames)
+    row = torch.arange(2 * n, device=frames.device)
+    uniform = uniform_noise(row_hash(key.expand(2 * n), row, TRIAL), stage.patches.count)
+    target, chunks, posterior, routing = see_loose(stage, torch.cat([frames, frames]), None, uniform)
+    assert routing is not None and routing.log_probability is not None
+    with torch.no_grad():
+        draws = frame_draws(key + row, row.new_zeros(()), posterior.shape[1], model.latent.draws)
+        painted = stage.decode(model.latent.infer(posterior, draws.latent), None, chunks)
+        error = (painted - target).square().sum((1, 2))
+        gain = error.roll(n) - error  # over the other way
+        gain = gain / gain.std().clamp(min=1e-6)
+    return -(gain * routing.log_probability).mean()
 
 
 def _some_distinct(seen: Seen, n: int, generator: torch.Generator) -> Tensor:

@@ -41,6 +41,7 @@ class Routing:
         certainty: `(B, L)` p' everywhere.
         hard_rate, soft_rate: F and G, the share of boundaries and the mean of p'.
         ratio_loss: scalar, 1 at the wanted rate (H-Net eq. 10); None where nothing about the scores is learned.
+        log_probability: `(B,)` of boundaries that were drawn; None where they were not.
     """
 
     boundary: Tensor
@@ -49,6 +50,7 @@ class Routing:
     hard_rate: Tensor
     soft_rate: Tensor
     ratio_loss: Tensor | None = None
+    log_probability: Tensor | None = None
 
 
 def straight_through(probability: Tensor, boundary: Tensor) -> Tensor:

@@ -134,14 +134,27 @@ def _first_ones(stage: FrameStage, x_nPD: Tensor, small_nPV: Tensor) -> Changes:
     return stage.time(x_nPD.unsqueeze(1), small_nPV.unsqueeze(1), first, None)
 
 
-def see_loose(stage: FrameStage, frames: Tensor, key: Tensor) -> tuple[Tensor, Chunks, Tensor, Routing | None]:
-    """Encode frames by themselves, each as the first of an episode: patches, chunks, posterior, routing."""
+def see_loose(
+    stage: FrameStage, frames: Tensor, key: Tensor | None, uniform_UP: Tensor | None = None
+) -> tuple[Tensor, Chunks, Tensor, Routing | None]:
+    """Encode frames by themselves, each as the first of an episode.
+
+    Args:
+        stage: of the model.
+        frames: `(U, *observation shape)`.
+        key: says which patches are hidden; None hides none.
+        uniform_UP: random numbers for a router that is to try; its statistics are left alone then.
+
+    Returns:
+        Patches, chunks, posterior, routing.
+    """
     patches = stage.patches(frames)
     h, changed = stage.look(patches, None, key), None
     if stage.time is not None:
         new = _first_ones(stage, h, stage.small(patches))
         h, changed = new.h.squeeze(1), new.changed.squeeze(1)
-    chunks, posterior, routing = stage.encode(h, patches, torch.ones(len(frames), device=h.device).long(), changed)
+    weight = torch.ones(len(frames), device=h.device).long() if uniform_UP is None else None
+    chunks, posterior, routing = stage.encode(h, patches, weight, changed, uniform_UP)
     return patches, chunks, posterior, routing
 
 

@@ -45,6 +45,7 @@ CONFIGS = {
     "none": replace(STRIDE, frame=replace(STRIDE.frame, boundary="none", patch=6)),
     "change": replace(LEARNED, frame=replace(LEARNED.frame, boundary="change", order="hilbert")),
     "random": replace(LEARNED, frame=replace(LEARNED.frame, boundary="random")),
+    "tried": replace(LEARNED, frame=replace(LEARNED.frame, boundary="tried")),
     "masked": replace(LEARNED, frame=replace(LEARNED.frame, mask=0.3)),
     "gaussian": replace(LEARNED, latent=LatentConfig(kind="gaussian", groups=5)),
     "multi_discrete": replace(STRIDE, action=ActionSpec(kind="multi_discrete", sizes=(3, 2, 4))),

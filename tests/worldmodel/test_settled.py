@@ -53,7 +53,7 @@ def test_they_move_on_where_that_is_asked_for_or_nothing_was_painted_before(tmp_
     assert not torch.equal(scores(learner.model), painted)
 
 
-@pytest.mark.parametrize("name", ["learned", "stride", "none", "change", "vector"])
+@pytest.mark.parametrize("name", ["learned", "tried", "stride", "none", "change", "vector"])
 def test_everything_but_the_encoder_and_the_router_goes_on_learning(tmp_path, name):
     learner = trainer(tmp_path, config=CONFIGS[name])
     learner.train(updates=PICTURES + 1, progress=False)
@@ -62,7 +62,7 @@ def test_everything_but_the_encoder_and_the_router_goes_on_learning(tmp_path, na
     after = learner.model.frame_stage.named_parameters()
     still = {n.split(".")[0] for n, value in after if torch.equal(value, before[n])}
     assert still - {"router"} == {"embed", "place", "encoder"}
-    assert ("router" in still) == (name == "learned")
+    assert ("router" in still) == (name in ("learned", "tried"))
 
 
 SEES_PAST = replace(STRIDE, frame=replace(STRIDE.frame, sees_past=True))
