@@ -23,7 +23,7 @@ from speed_report import markdown
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-BOUNDARIES = {"stride": "fixed stride", "learned": "learned router"}
+MISSING = "not measured yet"
 
 
 def read(name: str) -> dict[str, Any] | None:
@@ -49,17 +49,13 @@ def demo() -> str:
     return markdown(header, rows)
 
 
-def runs() -> list[tuple[str, dict[str, Any]]]:
-    """The DoorKey evaluations by boundary source."""
-    found = ((label, read(f"doorkey_{name}")) for name, label in BOUNDARIES.items())
-    return [(label, report) for label, report in found if report is not None]
-
-
 def fidelity() -> str:
-    """Exact frames of the DoorKey run with fixed stride, the short form."""
-    report = runs()[0][1]["fidelity"]
+    """Exact frames of the DoorKey run, the short form."""
+    report = read("doorkey_stride")
+    if report is None:
+        return MISSING
     rows = []
-    for horizon, entry in report["horizons"].items():
+    for horizon, entry in report["fidelity"]["horizons"].items():
         frames = entry["frames"]
         for label, name in (("changed_seen", "changed"), ("all", "all")):
             names = ("dream", "closed_loop", "shuffled_actions", "repeat_last_frame")
@@ -69,33 +65,17 @@ def fidelity() -> str:
     return f"DoorKey-5x5 from 20,000 random steps, share of frames that are exact:\n\n{markdown(header, rows)}"
 
 
-def boundaries() -> str:
-    """Fixed stride and learned router side by side."""
-    rows = []
-    for label, report in runs():
-        fidelity, row = report["fidelity"], [label, f"{report['fidelity']['chunks']['dream']:.2f}"]
-        for horizon in ("1", "5", "15", "50"):
-            row.append(share(fidelity["horizons"][horizon]["frames"]["dream"]["changed_seen"]["exact"]))
-        row.append(share(fidelity["horizons"]["15"]["frames"]["closed_loop"]["changed_seen"]["exact"]))
-        agent = report.get("agent_real")
-        row.append(f"{agent['success']:.0%}, {agent['mean_length']:.0f}" if agent else "-")
-        rows.append(row)
-    header = ["boundaries", "chunks a frame", "exact@1", "@5", "@15", "@50", "closed loop", "agent: success, steps"]
-    return f"DoorKey-5x5, changed frames on seen ground:\n\n{markdown(header, rows)}"
-
-
 def fidelity_full() -> str:
-    """The whole reports."""
-    return "\n\n".join(
-        f"**{label}** (`{r['command']}`)\n\n{fidelity_table(r['fidelity']).rstrip()}" for label, r in runs()
-    )
+    """The whole report."""
+    report = read("doorkey_stride")
+    return f"`{report['command']}`\n\n{fidelity_table(report['fidelity']).rstrip()}" if report else MISSING
 
 
 def history() -> str:
     """What each change was worth."""
     result = read("history")
     if result is None:
-        return "not measured yet"
+        return MISSING
     entries = result["commits"]
     names = [name for name in entries[0]["ms"] if name != "matmul"]
     rows = [[entry["subject"], entry["commit"], *(f"{entry['ms'][name]:.1f}" for name in names)] for entry in entries]
@@ -123,7 +103,7 @@ def growing() -> str:
     """What a grown model was worth: each model of `growing.py` at its end, the grown one also at once."""
     result = read("growing")
     if result is None:
-        return "not measured yet"
+        return MISSING
     names = {"small": "half the size", "grown": "grown from it", "scratch": "the full size from the beginning"}
     rows = []
     for name, points in result["models"].items():
@@ -154,7 +134,7 @@ def realign() -> str:
             seen = [each["changed_seen"] for each in frames]
             rows.append([label, *(f"{share(each['exact'])} ({share(each['tile_rate'])})" for each in seen)])
     if len(rows) < 2:
-        return "not measured yet"
+        return MISSING
     table = markdown(["realigned", "exact@1", "@5", "@15", "@50"], rows)
     return f"DoorKey-5x5, changed frames on seen ground (tiles right), one model:\n\n{table}"
 
@@ -163,7 +143,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "fidelity": fidelity,
     "fidelity_full": fidelity_full,
-    "boundaries": boundaries,
     "ablation_boundaries": ablation("boundaries"),
     "ablation_action": ablation("action"),
     "ablation_loops": ablation("loops"),

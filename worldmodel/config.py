@@ -58,8 +58,8 @@ class FrameConfig:
     paint_past: bool = False  # whether the painter also sees y, what the past says; it makes the code lazy
     sees_past: bool = False  # whether the encoder also sees the frame before and the action between (as in Δ-IRIS)
     mask: float = 0.0  # share of the patches that the encoder does not get to see in training
-    # Where chunks start: "stride" (fixed), "learned" (the router), "change" (where a patch is unlike the last),
-    # "random" (a hash of the frame), "none" (every patch is a chunk: no compression).
+    # Where chunks start: "stride" (fixed), "learned" (H-Net's router), "tried" (a router that learns by trying),
+    # "change" (where a patch is unlike the last), "random" (a hash of the frame), "none" (every patch is a chunk).
     boundary: str = "stride"
     chunks: float = 4.0  # chunks a frame: exact for "stride", the target mean for the others
     chunks_first: float = 0.0  # the target when training begins (0: the same), on its way while the targets anneal
