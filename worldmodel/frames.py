@@ -240,10 +240,8 @@ class FrameStage(nn.Module):
         opening = free[:, :1].bool()
         free[:, :1] = 0  # the first patch always starts a chunk, and does not count as the router's doing
         weight = None if weight_U is None else weight_U[:, None].expand(U, S).float()
-        if isinstance(router, Trying) and uniform_UP is not None:
-            routing = router(scored, free, weight, uniform_UP[:, :S])
-        else:
-            routing = router(scored, free, weight)
+        drawn = () if uniform_UP is None else (uniform_UP[:, :S],)
+        routing = router(scored, free, weight, *drawn)
         boundary = routing.boundary.clone()
         rank = routing.probability.detach() * boundary
         rank[:, :1], boundary[:, :1] = 2.0, opening
