@@ -86,8 +86,7 @@ class TimeConfig:
 
     def __post_init__(self) -> None:
         _check_numbers(self)
-        if self.boundary not in ("change", "learned"):
-            raise ValueError(f"TimeConfig: boundary must be change or learned, not {self.boundary!r}")
+        _check_choice(self, "boundary", ("change", "learned"))
 
 
 @dataclass(frozen=True, kw_only=True)

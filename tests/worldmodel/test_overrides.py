@@ -12,7 +12,7 @@ from worldmodel.overrides import FROM_THE_DATA, override
 from worldmodel.training import TrainConfig
 
 CHOICES = {"frame.boundary": "change", "frame.order": "hilbert", "side.action": "token", "main.loop.keys": "last"}
-CHOICES |= {"causal.0.residual": "mamba", "causal.0.frame_boundary": "true"}
+CHOICES |= {"causal.0.residual": "mamba", "time.boundary": "learned", "causal.0.frame_boundary": "true"}
 
 
 def leaves(config, path=""):
@@ -100,7 +100,7 @@ def test_a_stage_can_be_added():
         ("main.loop.spread=nan", "0 or more"),
         ("main.loop.spread=inf", "0 or more"),
         ("side.values=maybe", "true or false"),
-        ("frame.boundary=everywhere", "'stride', 'learned', 'change', 'random', 'none'"),
+        ("frame.boundary=everywhere", "'stride', 'learned', 'tried', 'change', 'random', 'none'"),
         ("observation.scale=1", "'observation'"),
     ],
 )

@@ -21,7 +21,7 @@ MERGED = replace(CONFIG, time=TimeConfig(layers="m1", changes=1.0))
 def test_a_trained_model_renews_what_moves_and_dreams_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_config(tmp_path, MERGED, {"id": None})
-    Trainer(WorldModel(MERGED), Ring(), tmp_path, QUICK).train(updates=900, progress=False)
+    Trainer(WorldModel(MERGED), Ring(), tmp_path, replace(QUICK, level=150)).train(updates=900, progress=False)
     model = load_model(tmp_path)
     batch = Ring(rows=16, seed=7).sample()
     with torch.no_grad():
@@ -42,5 +42,5 @@ def test_a_trained_model_renews_what_moves_and_dreams_it(tmp_path: Path) -> None
 
 
 def test_only_two_questions_can_be_asked() -> None:
-    with pytest.raises(ValueError, match="boundary must be change or learned"):
+    with pytest.raises(ValueError, match="boundary must be one of 'change', 'learned'"):
         TimeConfig(layers="m1", boundary="random")
