@@ -98,7 +98,8 @@ class AgentTrainer:
                 metrics = self.update(starts)
                 done += 1
                 bar.update()
-                bar.set_postfix({"dream return": f"{metrics['return']:.3f}", "entropy": f"{metrics['entropy']:.2f}"})
+                shown = {"dream return": f"{metrics['return']:.3f}", "ended": f"{metrics['ended']:.0%}"}
+                bar.set_postfix(shown | {"entropy": f"{metrics['entropy']:.2f}"})
                 if writer is not None:
                     for name, value in metrics.items():
                         writer.add_scalar(f"agent/{name}", value, int(self.agent.updates))
