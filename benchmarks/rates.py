@@ -62,7 +62,7 @@ def dream_state(model: WorldModel, table: FrameTable, rows: int) -> DreamState:
     """A state that has seen eight real frames."""
     rng = np.random.default_rng(0)
     begin = rng.integers(0, len(table) - 8, size=rows)
-    state = model.initial_state(rows)
+    state = model.initial_state(rows, elapsed=torch.from_numpy(table.elapsed(begin)))
     for t in range(8):
         at = begin + t
         frame, action = torch.from_numpy(table.frames[table.index[at]]), torch.from_numpy(table.action[at])

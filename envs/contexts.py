@@ -21,7 +21,7 @@ from worldmodel.model import WorldModel
 from worldmodel.outputs import StepOutput
 from worldmodel.state import DreamState
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 did not know how much of an episode lies before a context
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Contexts:
         first: `(N, T)` bool, the frame begins an episode.
         valid: `(N,)` how many frames each row has, the last ones.
         initial: `(N,)` bool, the row is the first frame of an episode and nothing else.
+        elapsed: `(N,)` int64, actions of the episode before the row's first frame.
     """
 
     frames: np.ndarray
@@ -41,6 +42,7 @@ class Contexts:
     first: np.ndarray
     valid: np.ndarray
     initial: np.ndarray
+    elapsed: np.ndarray
 
     def __len__(self) -> int:
         """N."""
@@ -80,6 +82,7 @@ def choose_contexts(table: FrameTable, count: int = 64, length: int = 8, seed: i
         first=table.first[positions] & inside,
         valid=inside.sum(axis=1),
         initial=table.first[ends],
+        elapsed=table.elapsed(begins),
     )
 
 
@@ -108,9 +111,12 @@ def load_contexts(path: str | Path) -> Contexts:
     try:
         with np.load(path) as arrays:
             version = int(arrays["format_version"])
-            if version != FORMAT_VERSION:
+            if version > FORMAT_VERSION:
                 raise UserError(f"{path} has format version {version}; this worldmodel reads {FORMAT_VERSION}")
-            return Contexts(**{f.name: arrays[f.name] for f in fields(Contexts)})
+            known = dict(arrays)
+            if version == 1:
+                known["elapsed"] = np.zeros_like(known["valid"])
+            return Contexts(**{f.name: known[f.name] for f in fields(Contexts)})
     except FileNotFoundError:
         raise UserError(f"{path} is missing; a dream begins at the contexts that training stores there") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -134,7 +140,7 @@ def burn_in(model: WorldModel, contexts: Contexts, seed: int = 0) -> tuple[Dream
     first = torch.from_numpy(contexts.first).to(device)
     length = contexts.frames.shape[1]
     begin = torch.from_numpy(length - contexts.valid).to(device)
-    state = model.initial_state(len(contexts), seed=seed)
+    state = model.initial_state(len(contexts), seed=seed, elapsed=torch.from_numpy(contexts.elapsed))
     for t in range(length - int(contexts.valid.max()), length):
         begun = begin <= t
         seen, out = model.observe(state, actions[:, t], frames[:, t], first[:, t])

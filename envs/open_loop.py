@@ -66,7 +66,7 @@ def repeat_last_frame(table: FrameTable, windows: Windows) -> Rollout:
 
 def observe_context(model: WorldModel, table: FrameTable, windows: Windows, seed: int = 0) -> DreamState:
     """Show each window's context to the model. A context in mid-episode begins with the action that led to it."""
-    state = model.initial_state(len(windows), seed=seed)
+    state = model.initial_state(len(windows), seed=seed, elapsed=_tensor(table.elapsed(windows.begin)))
     for step in range(1 - windows.context, 1):
         at = windows.at(step)
         action, frame = _tensor(table.action[at]), _tensor(table.frames[table.index[at]])

@@ -105,6 +105,10 @@ class FrameTable:
         """The episode that each position lies in."""
         return np.searchsorted(self.begin, position, side="right") - 1
 
+    def elapsed(self, position: int | np.ndarray) -> np.ndarray:
+        """How many actions of its episode lie before each position."""
+        return position - self.begin[self.episode_of(position)]
+
     def gather(self, positions: np.ndarray) -> Batch:
         """The batch of the frames at `positions` `(B, T)`.
 
@@ -122,6 +126,7 @@ class FrameTable:
             terminated=torch.from_numpy(self.terminated[positions]),
             first=torch.from_numpy(first),
             start=torch.from_numpy(start),
+            elapsed=torch.from_numpy(self.elapsed(positions)),
         )
 
 

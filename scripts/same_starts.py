@@ -47,6 +47,7 @@ class SameStarts(VectorWrapper):
             first=begins,
             valid=np.ones(count, np.int64),
             initial=begins[:, 0],
+            elapsed=np.zeros(count, np.int64),
         )
         self.starts, _ = burn_in(dream.model, contexts)
 

@@ -24,6 +24,7 @@ class Batch:
         first: `(B, T)` bool, the frame begins an episode (no action led here).
         start: `(B, T)` bool, a piece begins here and the state restarts; `first` implies it. Where `start & ~first` the
             piece begins in mid-episode: what came before is unknown, so that frame's prediction losses are masked.
+        elapsed: `(B, T)` int64, actions since the episode began; 0 where `first`.
     """
 
     frames: Tensor
@@ -33,6 +34,7 @@ class Batch:
     terminated: Tensor
     first: Tensor
     start: Tensor
+    elapsed: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy on `device`."""

@@ -182,6 +182,16 @@ class MainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutcomeConfig:
+    """What is said on arriving at a frame: reward and termination."""
+
+    clock: bool = False  # whether time comes first in saying how large a reward is, and the past second
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MambaConfig:
     """Shared by all Mamba-2 layers; names and meaning as in mamba-ssm."""
 
@@ -207,6 +217,7 @@ class ModelConfig:
     side: SideConfig = field(default_factory=SideConfig)
     causal: tuple[CausalConfig, ...] = (CausalConfig(),)  # the outermost first
     main: MainConfig = field(default_factory=MainConfig)
+    outcome: OutcomeConfig = field(default_factory=OutcomeConfig)
     mamba: MambaConfig = field(default_factory=MambaConfig)
     format_version: int = FORMAT_VERSION
 
@@ -252,6 +263,7 @@ PARTS = {
     "latent": LatentConfig,
     "side": SideConfig,
     "main": MainConfig,
+    "outcome": OutcomeConfig,
     "mamba": MambaConfig,
 }
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel.clock import Clock
 from worldmodel.two_hot import TwoHot
 
 
@@ -77,19 +78,33 @@ class Outcome(nn.Module):
     """Reward and termination on arriving at a frame, from y of its last token.
 
     A reward is an event and a size: the event is rare and sharp, while the size may depend on things that no frame
-    shows (MiniGrid pays less the later it is), and one regression of both would blur them.
+    shows, and one regression of both would blur them.
+
+    Args:
+        width: d1.
+        clock: whether time comes first in saying the size, see `Clock`; y then says what is left of it.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, clock: bool = False) -> None:
         super().__init__()
         self.size = TwoHot(bins=41, low=-5.0, high=5.0)
         self.hidden = nn.Linear(width, width)
         self.out = nn.Linear(width, 2 + self.size.bins)
         nn.init.zeros_(self.out.weight)  # rare events start at even odds, not at a random conviction
         nn.init.zeros_(self.out.bias)
+        self.clock = Clock() if clock else None
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of a reward event `(...)`, of termination `(...)`, and of the size `(..., bins)`."""
         said = self.out(F.silu(self.hidden(y))).to(y.dtype)
         event, terminated, size = said.split([1, 1, self.size.bins], dim=-1)
         return event.squeeze(-1), terminated.squeeze(-1), size
+
+    def mean_size(self, logits: Tensor, elapsed: Tensor) -> Tensor:
+        """The expected size `(...)` of a reward, from its logits `(..., bins)` and the time `(...)`."""
+        size = self.size.mean(logits)
+        return size if self.clock is None else size + self.clock(elapsed)
+
+    def size_loss(self, logits: Tensor, elapsed: Tensor, reward: Tensor) -> Tensor:
+        """How wrong the size of a reward is, `(...)`, where there was one; arguments as for `mean_size`."""
+        return self.size.loss(logits, reward if self.clock is None else reward - self.clock(elapsed))

@@ -92,7 +92,7 @@ def world_model_loss(
     event, terminated, size = model.outcome(run.y_last)
     paid = (batch.reward != 0).float()
     same_shape(event, batch.reward)
-    sized = model.outcome.size.loss(size, batch.reward) * paid
+    sized = model.outcome.size_loss(size, batch.elapsed, batch.reward) * paid
     terms["reward"] = _mean(F.binary_cross_entropy_with_logits(event, paid, reduction="none") + sized, arrived)
     ended = F.binary_cross_entropy_with_logits(terminated, batch.terminated.float(), reduction="none")
     terms["terminated"] = _mean(ended, arrived)

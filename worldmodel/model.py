@@ -6,7 +6,8 @@
 
 `forward` runs whole segments for training; `observe` and `imagine` go one frame at a time on a `DreamState`. All three
 share the same parts and give the same numbers. An agent sees `feature`: y of the frame's last token beside the mean of
-its chunks, from the posterior where frames are seen and from the prior where they are dreamed.
+its chunks, from the posterior where frames are seen and from the prior where they are dreamed; and the time, if rewards
+depend on it: who does not know how late it is takes the pay of a late end for a mistake.
 
 Shape suffixes: B rows, T frames, K chunks of the fullest frame, L tokens of the longest row, U distinct frames,
 P patches, D width d0, E width d1, Z latent width.
@@ -57,7 +58,7 @@ class WorldModel(nn.Module):
         self.causal_stage = CausalStage(config, self.latent.width)
         changes = config.time.changes if config.time.layers else 0.0
         self.prior = ChunkPrior(d1, P, self.latent.parameters, starts=self.predicts_starts, rate=changes)
-        self.outcome = Outcome(d1)
+        self.outcome = Outcome(d1, clock=config.outcome.clock)
 
     @property
     def device(self) -> torch.device:
@@ -66,8 +67,9 @@ class WorldModel(nn.Module):
 
     @property
     def feature_width(self) -> int:
-        """Entries of `feature`: d1 + d0."""
-        return self.config.causal[0].width + self.config.frame.width
+        """Entries of `feature`: d1 + d0, and the clock's hands."""
+        hands = 0 if self.outcome.clock is None else len(self.outcome.clock.SCALES)
+        return self.config.causal[0].width + self.config.frame.width + hands
 
     @property
     def fixed_starts(self) -> bool:
@@ -128,6 +130,8 @@ class WorldModel(nn.Module):
                 work on pads, but a scan that is as long as all rows together.
         """
         B, T = batch.index.shape
+        if self.training and self.outcome.clock is not None:
+            self.outcome.clock.fit(batch.elapsed, batch.reward, ~batch.start)
         action = action_vector(batch.action, batch.first, self.config.action)
         seen = see_rows(self.frame_stage, batch, action, key[0])
         chunks = seen.chunks.rows(seen.index.flatten())
@@ -171,24 +175,28 @@ class WorldModel(nn.Module):
     # ---- one frame at a time --------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def initial_state(self, batch_size: int, seed: int | Tensor = 0) -> DreamState:
+    def initial_state(self, batch_size: int, seed: int | Tensor = 0, elapsed: Tensor | None = None) -> DreamState:
         """A state that remembers nothing.
 
         Args:
             batch_size: B.
             seed: of the noise. A number gives every row its own key; a tensor `(B,)` int64 is taken as the keys.
+            elapsed: `(B,)` int64, actions that led to the next frame since its episode began; none if not given.
         """
         rows = torch.arange(batch_size, device=self.device)
         keys = seed.to(rows).clone() if isinstance(seed, Tensor) else (rows << 32) + seed
         memory = self._forgotten(batch_size)
         memory["key"], memory["step"] = keys, torch.zeros_like(keys)
         memory["feature"] = self.contents.start.new_zeros(batch_size, self.feature_width)
+        if elapsed is not None:
+            memory["elapsed"] = elapsed.to(rows) - 1
         return DreamState(memory)
 
     def _forgotten(self, batch: int) -> Memory:
         """What rows remember when they begin an episode."""
         frames = torch.zeros(batch, dtype=torch.int64, device=self.device)
-        return self.causal_stage.initial_memory(batch) | initial_sight(self.frame_stage, batch) | {"frames": frames}
+        counters = {"frames": frames, "elapsed": frames - 1}
+        return self.causal_stage.initial_memory(batch) | initial_sight(self.frame_stage, batch) | counters
 
     @torch.no_grad()
     def observe(
@@ -327,9 +335,12 @@ class WorldModel(nn.Module):
         """What a frame came to, from y of its last token and from its chunks; starts are -1 where there is none."""
         valid = (start >= 0).unsqueeze(-1)
         count = valid.sum(1)
-        feature = torch.cat([y, (content * valid).sum(1) / count.clamp(min=1)], dim=-1)
-        outcome = self._outcome(y, draws, greedy)
-        counters = {"step": memory["step"] + 1, "frames": memory["frames"] + 1}
+        counters = {name: memory[name] + 1 for name in ("step", "frames", "elapsed")}
+        told = [y, (content * valid).sum(1) / count.clamp(min=1)]
+        if self.outcome.clock is not None:
+            told.append(self.outcome.clock.hands(counters["elapsed"]).to(y.dtype))
+        feature = torch.cat(told, dim=-1)
+        outcome = self._outcome(y, counters["elapsed"], draws, greedy)
         state = DreamState(memory | counters | {"feature": feature})
         return state, StepOutput(
             feature, *outcome, count[:, 0], start, entropy, latent, past, memory.get("seen.canvas")
@@ -350,9 +361,10 @@ class WorldModel(nn.Module):
         entropy = -(p * p.clamp(min=1e-12).log()).sum(-1)
         return logits.argmax(-1) if greedy else pick(logits, uniform), entropy
 
-    def _outcome(self, y: Tensor, draws: Draws, greedy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _outcome(self, y: Tensor, elapsed: Tensor, draws: Draws, greedy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         event_logit, end_logit, size_logits = self.outcome(y)
-        event, probability, size = event_logit.sigmoid(), end_logit.sigmoid(), self.outcome.size.mean(size_logits)
+        event, probability = event_logit.sigmoid(), end_logit.sigmoid()
+        size = self.outcome.mean_size(size_logits, elapsed)
         if greedy:
             happens, terminated = event > 0.5, probability > 0.5
         else:

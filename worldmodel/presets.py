@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from worldmodel.config import CausalConfig, FrameConfig, LatentConfig, MainConfig, MambaConfig, ModelConfig
+from worldmodel.config import (
+    CausalConfig,
+    FrameConfig,
+    LatentConfig,
+    MainConfig,
+    MambaConfig,
+    ModelConfig,
+    OutcomeConfig,
+)
 from worldmodel.specs import ActionSpec, ObservationSpec
 
 
@@ -18,7 +26,12 @@ def preset(name: str, observation: ObservationSpec, action: ActionSpec) -> Model
     else:
         patch, chunks = 1, float(min(2, observation.shape[0]))
     if name == "tiny":
-        return ModelConfig(observation=observation, action=action, frame=FrameConfig(patch=patch, chunks=chunks))
+        return ModelConfig(
+            observation=observation,
+            action=action,
+            frame=FrameConfig(patch=patch, chunks=chunks),
+            outcome=OutcomeConfig(clock=True),
+        )
     if name == "small":
         return ModelConfig(
             observation=observation,
@@ -29,6 +42,7 @@ def preset(name: str, observation: ObservationSpec, action: ActionSpec) -> Model
             latent=LatentConfig(groups=32, classes=16),
             causal=(CausalConfig(width=384, heads=6, encoder_layers="m3", decoder_layers="m3"),),
             main=MainConfig(width=512, heads=8, layers="m1T1m1T1m1T1m1T1", window=64),
+            outcome=OutcomeConfig(clock=True),
             mamba=MambaConfig(d_state=64, headdim=64, chunk_size=64),
         )
     raise ValueError(f"there is no preset {name!r}; choose tiny or small")

@@ -17,7 +17,8 @@ class DreamState:
 
     Attributes:
         tensors: name to tensor, each with the batch first: Mamba-2's windows and states, the rings of keys and values,
-            the main network's last word, `key` and `step` of the noise, and `feature`, what an agent sees.
+            the main network's last word, `key` and `step` of the noise, `elapsed` actions since the episode began, and
+            `feature`, what an agent sees.
     """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:

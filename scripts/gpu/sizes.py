@@ -89,7 +89,7 @@ class BlockWorld:
         """Rows of random play, episode after episode."""
         places, shape = self.across**2, (rows, length)
         index, action = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        terminated, first = np.zeros(shape, bool), np.zeros(shape, bool)
+        terminated, first, elapsed = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, np.int64)
         place, shade, over = np.zeros(rows, np.int64), np.zeros(rows, np.int64), np.ones(rows, bool)
         for t in range(length):
             chosen = rng.integers(len(ACTIONS), size=rows)
@@ -98,8 +98,9 @@ class BlockWorld:
             place = np.where(over, rng.integers(places - 1, size=rows), y * self.across + x)
             shade = np.where(over, rng.integers(len(SHADES), size=rows), shade)
             first[:, t], action[:, t] = over, np.where(over, 0, chosen)
+            elapsed[:, t] = np.where(over, 0, elapsed[:, t - 1] + 1)
             over = place == places - 1
             index[:, t], terminated[:, t] = shade * places + place, over
         reward = terminated.astype(np.float32)
-        arrays = (index, action, reward, terminated, first, first.copy())
+        arrays = (index, action, reward, terminated, first, first.copy(), elapsed)
         return Batch(self.frames, *(torch.from_numpy(a) for a in arrays))

@@ -50,6 +50,7 @@ def test_contexts_are_real_prefixes(table, count, length, seed):
         assert (contexts.first[row, -valid:] == (time == 0)).all() and not contexts.first[row, :-valid].any()
         assert contexts.initial[row] == (time[-1] == 0)
         assert valid == min(length, time[-1] + 1)
+        assert contexts.elapsed[row] == time[0]
 
 
 def _time_and_tag(frames):
@@ -73,6 +74,24 @@ def test_they_return_from_their_file(tmp_path, table):
         one, other = getattr(contexts, field.name), getattr(again, field.name)
         assert one.dtype == other.dtype and (one == other).all()
     assert (tmp_path / "contexts.npz").stat().st_size < 20_000
+
+
+def test_a_file_of_before_contexts_knew_the_time_is_read(tmp_path, table):
+    contexts = choose_contexts(table, 6)
+    old = {f.name: getattr(contexts, f.name) for f in fields(contexts) if f.name != "elapsed"}
+    np.savez_compressed(tmp_path / "contexts.npz", format_version=np.array(1), **old)
+    again = load_contexts(tmp_path / "contexts.npz")
+    assert (again.frames == contexts.frames).all() and (again.elapsed == 0).all()
+    np.savez_compressed(tmp_path / "contexts.npz", format_version=np.array(9), **old)
+    with pytest.raises(UserError, match="version 9"):
+        load_contexts(tmp_path / "contexts.npz")
+
+
+def test_burning_in_ends_at_the_time_of_the_last_frame(table, model):
+    contexts = choose_contexts(table, 12, 5)
+    assert len(set(contexts.elapsed.tolist())) > 2
+    state, _ = burn_in(model, contexts)
+    assert state.tensors["elapsed"].tolist() == shown_time(contexts.frames[:, -1]).tolist()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +119,7 @@ def test_burning_in_equals_observing_each_context_alone(table, model):
     assert state.batch_size == 10
     keys = model.initial_state(10, seed=3).tensors["key"]
     for row in range(10):
-        alone = model.initial_state(1, seed=keys[row : row + 1])
+        alone = model.initial_state(1, keys[row : row + 1], torch.from_numpy(contexts.elapsed[row : row + 1]))
         for t in range(5 - contexts.valid[row], 5):
             frame, action, first = (
                 torch.from_numpy(part[row : row + 1, t]) for part in (contexts.frames, contexts.actions, contexts.first)

@@ -36,7 +36,9 @@ class TrueModel:
         self.config = preset("tiny", observation_spec(self.env.observation_space), action_spec(self.env.action_space))
         self.mistakes = 0
 
-    def initial_state(self, batch_size, seed=0):
+    def initial_state(self, batch_size, seed=0, elapsed=None):
+        begun = self.table.begin[self.table.episode_of(self.windows.begin)]
+        assert elapsed.tolist() == (self.windows.begin - begun).tolist()
         return TrueState([None] * batch_size)
 
     def observe(self, state, action, frame, first):

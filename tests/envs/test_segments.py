@@ -142,6 +142,7 @@ def test_every_row_is_made_of_whole_pieces(table, batch_size, length, seed, end_
     # The action of a frame is the one it shows.
     assert (batch.action.numpy()[~first] == action[~first]).all() and (batch.action.numpy()[first] == 0).all()
     assert (batch.reward.numpy() == np.where(first, 0, action)).all()
+    assert (batch.elapsed.numpy() == time).all()
     # Between starts, time goes on inside one episode, and nothing follows a terminal frame.
     inside = ~start[:, 1:]
     assert (time[:, 1:] - time[:, :-1] == 1)[inside].all()

@@ -9,7 +9,7 @@ from typing import Any
 
 from small_models import STRIDE
 
-from worldmodel.config import CausalConfig, LatentConfig, ModelConfig
+from worldmodel.config import CausalConfig, LatentConfig, ModelConfig, OutcomeConfig
 from worldmodel.specs import ActionSpec, ObservationSpec
 
 # The first setting of each is off, or the plain one.
@@ -40,6 +40,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "keys": ("loop", "last"),
     "warm_start": (False, True),
     "exit": (0.0, 0.3),
+    "clock": (False, True),
 }
 Choice = dict[str, Any]
 PLAIN: Choice = {name: settings[0] for name, settings in SETTINGS.items()}
@@ -113,6 +114,7 @@ def build(choice: Choice) -> ModelConfig:
         side=replace(STRIDE.side, action=c["inject"], path=c["path"], values=c["values"]),
         causal=causal,
         main=replace(STRIDE.main, width=72, loop=loop),
+        outcome=OutcomeConfig(clock=c["clock"]),
     )
 
 

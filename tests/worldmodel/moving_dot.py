@@ -60,6 +60,7 @@ class Ring:
         shape = (self.rows, self.length)
         index, action = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         reward, terminated, first = np.zeros(shape, np.float32), np.zeros(shape, bool), np.zeros(shape, bool)
+        elapsed = np.zeros(shape, np.int64)
         for b in range(self.rows):
             over = True
             for t in range(self.length):
@@ -71,8 +72,9 @@ class Ring:
                     place = (place + int(action[b, t]) - 1) % PLACES
                     over = place == GOAL
                     reward[b, t], terminated[b, t] = 2.0 * over, over
+                    elapsed[b, t] = elapsed[b, t - 1] + 1
                 index[b, t] = colour * PLACES + place
         if self.shuffle:
             action = self.rng.permutation(action.ravel()).reshape(shape) * ~first
-        arrays = (index, action, reward, terminated, first, first.copy())
+        arrays = (index, action, reward, terminated, first, first.copy(), elapsed)
         return Batch(FRAMES, *(torch.from_numpy(a) for a in arrays))

@@ -127,6 +127,9 @@ def random_batch(config: ModelConfig, rows: int = 3, length: int = 9, seed: int 
     start[2::3, length // 2] = True
     first[2::3, length // 2 + 1] = True
     start |= first
+    slot = torch.arange(length).expand(rows, -1)
+    began = torch.where(start, slot, 0).cummax(1).values
+    elapsed = slot - began + torch.where(first.gather(1, began), 0, 7)  # what begins in mid-episode begins late
     action = random_actions(config, rows, length, seed=seed + 1)
     action[first] = 0
     reward = torch.rand(rows, length, generator=g) * (torch.rand(rows, length, generator=g) < 0.3) * ~first
@@ -138,6 +141,7 @@ def random_batch(config: ModelConfig, rows: int = 3, length: int = 9, seed: int 
         terminated=(torch.rand(rows, length, generator=g) < 0.2) & ~first,
         first=first,
         start=start,
+        elapsed=elapsed,
     )
 
 

@@ -58,7 +58,7 @@ begins = torch.tensor([[True, False, False]])
 batch = Batch(
     torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8),
     torch.arange(3)[None], torch.zeros(1, 3, dtype=torch.int64),
-    torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.bool), begins, begins,
+    torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.bool), begins, begins, torch.arange(3)[None],
 )
 loss, _ = world_model_loss(model, batch, LossConfig(), key=torch.arange(1), generator=torch.Generator())
 loss.backward()

@@ -28,7 +28,7 @@ def parallel(model: WorldModel, batch: Batch, key: torch.Tensor = KEY) -> Pass:
 
 def step_through(model: WorldModel, batch: Batch, row: int, piece: range, key: int) -> list[torch.Tensor]:
     """Features of one piece of one row, frame by frame from a fresh state."""
-    state = model.initial_state(1, torch.tensor([key]))
+    state = model.initial_state(1, torch.tensor([key]), batch.elapsed[row : row + 1, piece.start])
     # A piece in mid-row draws with the row's own step numbers.
     state = DreamState(state.tensors | {"step": torch.tensor([piece.start])})
     features = []
