@@ -6,6 +6,7 @@ All of it comes in y's precision, under autocast too: it goes into losses, and s
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,22 @@ class ChunkPrior(nn.Module):
         return self.latent(F.silu(hidden)).to(y.dtype)
 
 
+@dataclass
+class Said:
+    """What y says of arriving at a frame.
+
+    Attributes:
+        event, terminated: `(...)` logits of a reward and of termination.
+        size: `(..., bins)` logits of how large the reward is; with a clock, of what time has not said of it.
+        sign: `(...)` logit of a reward above 0; None without a clock.
+    """
+
+    event: Tensor
+    terminated: Tensor
+    size: Tensor
+    sign: Tensor | None
+
+
 class Outcome(nn.Module):
     """Reward and termination on arriving at a frame, from y of its last token.
 
@@ -82,7 +99,7 @@ class Outcome(nn.Module):
 
     Args:
         width: d1.
-        clock: whether time comes first in saying the size, see `Clock`; y then says what is left of it.
+        clock: whether time comes first in saying the size, see `Clock`; y then says the sign, and what is left.
     """
 
     def __init__(self, width: int, *, clock: bool = False) -> None:
@@ -92,19 +109,38 @@ class Outcome(nn.Module):
         self.out = nn.Linear(width, 2 + self.size.bins)
         nn.init.zeros_(self.out.weight)  # rare events start at even odds, not at a random conviction
         nn.init.zeros_(self.out.bias)
-        self.clock = Clock() if clock else None
+        # What is paid and what is charged have nothing to do with each other: crashes come early, wins late.
+        self.clocks = nn.ModuleList([Clock(), Clock()]) if clock else None
+        self.sign = nn.Linear(width, 1) if clock else None
+        if self.sign is not None:
+            nn.init.zeros_(self.sign.weight)
+            nn.init.zeros_(self.sign.bias)
 
-    def forward(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of a reward event `(...)`, of termination `(...)`, and of the size `(..., bins)`."""
-        said = self.out(F.silu(self.hidden(y))).to(y.dtype)
-        event, terminated, size = said.split([1, 1, self.size.bins], dim=-1)
-        return event.squeeze(-1), terminated.squeeze(-1), size
+    def forward(self, y: Tensor) -> Said:
+        """What y `(..., d1)` of a frame's last token says."""
+        hidden = F.silu(self.hidden(y))
+        event, terminated, size = self.out(hidden).to(y.dtype).split([1, 1, self.size.bins], dim=-1)
+        sign = None if self.sign is None else self.sign(hidden).to(y.dtype).squeeze(-1)
+        return Said(event.squeeze(-1), terminated.squeeze(-1), size, sign)
 
-    def mean_size(self, logits: Tensor, elapsed: Tensor) -> Tensor:
-        """The expected size `(...)` of a reward, from its logits `(..., bins)` and the time `(...)`."""
-        size = self.size.mean(logits)
-        return size if self.clock is None else size + self.clock(elapsed)
+    def mean_size(self, said: Said, elapsed: Tensor) -> Tensor:
+        """The expected size `(...)` of a reward, `elapsed` `(...)` int64 actions after the episode began."""
+        size = self.size.mean(said.size)
+        if self.clocks is None or said.sign is None:
+            return size
+        above, below = (clock(elapsed) for clock in self.clocks)
+        return size + torch.lerp(below, above, said.sign.sigmoid())
 
-    def size_loss(self, logits: Tensor, elapsed: Tensor, reward: Tensor) -> Tensor:
-        """How wrong the size of a reward is, `(...)`, where there was one; arguments as for `mean_size`."""
-        return self.size.loss(logits, reward if self.clock is None else reward - self.clock(elapsed))
+    def size_loss(self, said: Said, elapsed: Tensor, reward: Tensor) -> Tensor:
+        """How wrong sign and size of a reward `(...)` are, `(...)`, where there was one."""
+        if self.clocks is None or said.sign is None:
+            return self.size.loss(said.size, reward)
+        above, below = (clock(elapsed) for clock in self.clocks)
+        sign = F.binary_cross_entropy_with_logits(said.sign, (reward > 0).float(), reduction="none")
+        return sign + self.size.loss(said.size, reward - torch.where(reward > 0, above, below))
+
+    def fit(self, elapsed: Tensor, reward: Tensor, arrived: Tensor) -> None:
+        """Show the clocks the rewards `(...)` of the frames `(...)` bool to which an action led."""
+        for clock, counts in zip(self.clocks or (), (reward > 0, reward < 0)):
+            assert isinstance(clock, Clock)
+            clock.fit(elapsed, reward, counts & arrived)

@@ -89,12 +89,12 @@ def world_model_loss(
     if run.seen.changed is not None:
         terms["changes"] = _mean(change_loss(model, run), arrived)
         notes["latent/changes"] = _mean(run.seen.changed.sum(-1).float(), arrived)
-    event, terminated, size = model.outcome(run.y_last)
+    said = model.outcome(run.y_last)
     paid = (batch.reward != 0).float()
-    same_shape(event, batch.reward)
-    sized = model.outcome.size_loss(size, batch.elapsed, batch.reward) * paid
-    terms["reward"] = _mean(F.binary_cross_entropy_with_logits(event, paid, reduction="none") + sized, arrived)
-    ended = F.binary_cross_entropy_with_logits(terminated, batch.terminated.float(), reduction="none")
+    same_shape(said.event, batch.reward)
+    sized = model.outcome.size_loss(said, batch.elapsed, batch.reward) * paid
+    terms["reward"] = _mean(F.binary_cross_entropy_with_logits(said.event, paid, reduction="none") + sized, arrived)
+    ended = F.binary_cross_entropy_with_logits(said.terminated, batch.terminated.float(), reduction="none")
     terms["terminated"] = _mean(ended, arrived)
     if ratios := [r.ratio_loss for r in run.routing.values() if r.ratio_loss is not None]:
         terms["ratio"] = torch.stack(ratios).sum()

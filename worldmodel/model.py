@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from worldmodel.batch import Batch
 from worldmodel.causal import CausalStage, where_rows
 from worldmodel.chunks import Chunks
+from worldmodel.clock import SCALES, hands
 from worldmodel.config import ModelConfig
 from worldmodel.draws import Draws, frame_draws, pick
 from worldmodel.frames import FrameStage
@@ -68,8 +69,7 @@ class WorldModel(nn.Module):
     @property
     def feature_width(self) -> int:
         """Entries of `feature`: d1 + d0, and the clock's hands."""
-        hands = 0 if self.outcome.clock is None else len(self.outcome.clock.SCALES)
-        return self.config.causal[0].width + self.config.frame.width + hands
+        return self.config.causal[0].width + self.config.frame.width + len(SCALES) * self.config.outcome.clock
 
     @property
     def fixed_starts(self) -> bool:
@@ -130,8 +130,8 @@ class WorldModel(nn.Module):
                 work on pads, but a scan that is as long as all rows together.
         """
         B, T = batch.index.shape
-        if self.training and self.outcome.clock is not None:
-            self.outcome.clock.fit(batch.elapsed, batch.reward, ~batch.start)
+        if self.training:
+            self.outcome.fit(batch.elapsed, batch.reward, ~batch.start)
         action = action_vector(batch.action, batch.first, self.config.action)
         seen = see_rows(self.frame_stage, batch, action, key[0])
         chunks = seen.chunks.rows(seen.index.flatten())
@@ -337,8 +337,8 @@ class WorldModel(nn.Module):
         count = valid.sum(1)
         counters = {name: memory[name] + 1 for name in ("step", "frames", "elapsed")}
         told = [y, (content * valid).sum(1) / count.clamp(min=1)]
-        if self.outcome.clock is not None:
-            told.append(self.outcome.clock.hands(counters["elapsed"]).to(y.dtype))
+        if self.config.outcome.clock:
+            told.append(hands(counters["elapsed"]).to(y.dtype))
         feature = torch.cat(told, dim=-1)
         outcome = self._outcome(y, counters["elapsed"], draws, greedy)
         state = DreamState(memory | counters | {"feature": feature})
@@ -362,9 +362,9 @@ class WorldModel(nn.Module):
         return logits.argmax(-1) if greedy else pick(logits, uniform), entropy
 
     def _outcome(self, y: Tensor, elapsed: Tensor, draws: Draws, greedy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        event_logit, end_logit, size_logits = self.outcome(y)
-        event, probability = event_logit.sigmoid(), end_logit.sigmoid()
-        size = self.outcome.mean_size(size_logits, elapsed)
+        said = self.outcome(y)
+        event, probability = said.event.sigmoid(), said.terminated.sigmoid()
+        size = self.outcome.mean_size(said, elapsed)
         if greedy:
             happens, terminated = event > 0.5, probability > 0.5
         else:

@@ -12,7 +12,15 @@ import numpy as np
 import torch
 
 from worldmodel.batch import Batch
-from worldmodel.config import CausalConfig, FrameConfig, LatentConfig, MainConfig, MambaConfig, ModelConfig
+from worldmodel.config import (
+    CausalConfig,
+    FrameConfig,
+    LatentConfig,
+    MainConfig,
+    MambaConfig,
+    ModelConfig,
+    OutcomeConfig,
+)
 from worldmodel.specs import ActionSpec, ObservationSpec
 
 PLACES, COLOURS, SIDE, GOAL = 4, 2, 8, 3
@@ -24,6 +32,7 @@ CONFIG = ModelConfig(
     causal=(CausalConfig(width=32, heads=2),),
     main=MainConfig(width=48, heads=2, layers="m1t1", window=8),
     mamba=MambaConfig(d_state=8, headdim=16, chunk_size=16),
+    outcome=OutcomeConfig(clock=True),
 )
 SHADES = (120, 250)
 CORNERS = ((0, 0), (0, 4), (4, 4), (4, 0))

@@ -124,17 +124,17 @@ def test_reward_and_termination_belong_to_the_frame_they_are_stored_with() -> No
     batch.first[:], batch.start[:] = False, False
     batch.first[:, 0] = batch.start[:, 0] = True
     batch.reward[:] = 0
-    event, end, size = model.outcome(model(batch, KEY).y_last)
+    said = model.outcome(model(batch, KEY).y_last)
     for t in range(1, 9):
         paid, ended = replace(batch, reward=batch.reward.clone()), replace(batch, terminated=batch.terminated.clone())
         paid.reward[1, t] = 2.0
         before, after = loss_of(model, batch)[1]["loss/reward"], loss_of(model, paid)[1]["loss/reward"]
-        expected = model.outcome.size.loss(size[1, t][None], torch.tensor([2.0])).item() - event[1, t].item()
+        expected = model.outcome.size.loss(said.size[1, t][None], torch.tensor([2.0])).item() - said.event[1, t].item()
         assert (after - before) * 24 == pytest.approx(expected, rel=1e-2, abs=1e-2)
         ended.terminated[1, t] = ~ended.terminated[1, t]
         sign = -1 if ended.terminated[1, t] else 1
         before, after = loss_of(model, batch)[1]["loss/terminated"], loss_of(model, ended)[1]["loss/terminated"]
-        assert (after - before) * 24 == pytest.approx(sign * end[1, t].item(), rel=1e-2, abs=1e-2)
+        assert (after - before) * 24 == pytest.approx(sign * said.terminated[1, t].item(), rel=1e-2, abs=1e-2)
 
 
 @pytest.mark.parametrize("name", ["learned", "extra", "vector_learned"])
