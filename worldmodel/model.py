@@ -208,7 +208,8 @@ class WorldModel(nn.Module):
             state: what the rows remember.
             action: `(B, *action shape)` that led to the frame; ignored where `first`, None if that is everywhere.
             frame: `(B, *observation shape)`.
-            first: `(B,)` bool, rows that begin an episode: they forget everything before.
+            first: `(B,)` bool, rows that begin an episode: they forget everything before. A state that begins in
+                mid-episode should have been told how late it is, see `initial_state`.
 
         Returns:
             The new state and the frame's output; reward and termination are what the model makes of the frame.

@@ -15,6 +15,7 @@ from worldmodel.config import (
     MainConfig,
     MambaConfig,
     ModelConfig,
+    OutcomeConfig,
     SideConfig,
 )
 from worldmodel.model import WorldModel
@@ -91,6 +92,7 @@ CONFIGS = {
         STRIDE,
         observation=ObservationSpec(shape=(3, 4, 2), kind="grid", scale=10.0),
         frame=replace(STRIDE.frame, patch=1, chunks=3.0),
+        outcome=OutcomeConfig(clock=True),
     ),
 }
 
