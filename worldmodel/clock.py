@@ -10,6 +10,8 @@ from worldmodel.two_hot import symexp, symlog
 SCALES = (64.0, 512.0, 4096.0)  # an agent sees all of them; the first is left out of the fit:
 FITTED = SCALES[1:]  # random play never wins early, and what slow hands say of later goes on into early
 
+NONE = 1e30  # symlog of the smallest reward before there is any, and minus that of the largest
+
 
 def hands(elapsed: Tensor) -> Tensor:
     """`t / (t + scale)` of each scale, `(..., scales)`, `elapsed` `(...)` int64 actions after the episode began."""
@@ -42,8 +44,8 @@ class Clock(nn.Module):
         self.register_buffer("moments", torch.zeros(n + 1, n + 1, dtype=torch.float64))
         self.register_buffer("weight", torch.zeros(n))
         self.register_buffer("latest", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("lowest", torch.tensor(torch.inf))
-        self.register_buffer("highest", torch.tensor(-torch.inf))
+        self.register_buffer("lowest", torch.tensor(NONE))
+        self.register_buffer("highest", torch.tensor(-NONE))
         ridge = torch.tensor([1e-7] * len(FITTED) + [1e-12], dtype=torch.float64)  # a slope has to be seen
         self.register_buffer("ridge", ridge.diag(), persistent=False)
 
@@ -62,8 +64,8 @@ class Clock(nn.Module):
         z = torch.where(counts.unsqueeze(-1), z, 0.0).flatten(0, -2)
         self.moments += z.T @ z
         self.latest.copy_(torch.maximum(self.latest, torch.where(counts, elapsed, 0).max()))
-        self.lowest.copy_(torch.minimum(self.lowest, torch.where(counts, size, torch.inf).min()))
-        self.highest.copy_(torch.maximum(self.highest, torch.where(counts, size, -torch.inf).max()))
+        self.lowest.copy_(torch.minimum(self.lowest, torch.where(counts, size, NONE).min()))
+        self.highest.copy_(torch.maximum(self.highest, torch.where(counts, size, -NONE).max()))
 
         mean = self.moments / self.moments[-2, -2].clamp(min=1)
         xx, xy, yy = mean[:-1, :-1], mean[:-1, -1], mean[-1, -1]
