@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -39,8 +38,8 @@ class Options:
     """Run folders, all trained on the same episodes."""
     picture: Path = ROOT / "docs" / "images" / "hnet_clock.png"
     """The picture."""
-    json: Annotated[Path, tyro.conf.arg(name="json")] = ROOT / "benchmarks" / "results" / "clock.json"
-    """The figures."""
+    figures: Path = ROOT / "benchmarks" / "results" / "clock.json"
+    """The figures, as JSON."""
 
 
 def main(options: Options) -> None:
@@ -52,15 +51,17 @@ def main(options: Options) -> None:
         model = load_model(run)
         table = FrameTable.from_store(EpisodeStore.open(run / read_record(run)["data"]))
         wins = np.flatnonzero(table.terminated & (table.reward > 0))
+        if not len(wins):
+            raise SystemExit(f"no episode that {run} was trained on was won: collect more")
         came, paid = table.elapsed(wins), table.reward[wins]
-        times = np.arange(1, int(came.max()) + 20)
+        times = np.arange(1, int(came.max()) + 20)  # column t - 1 is time t
         told = expected(model, table, wins, times)
         axes.plot(times, told.T, color="#0072b2", linewidth=0.8, alpha=0.8)
         axes.plot(came, paid, "o", color="#d55e00", markersize=4)
         clock = model.config.outcome.clock
         axes.set_title(f"{'with' if clock else 'without'} a clock", fontsize=10)
         axes.set_xlabel("actions since the episode began")
-        early, here = told[:, times == EARLY][:, 0], told[np.arange(len(wins)), came - 1]
+        early, here = told[:, EARLY - 1], told[np.arange(len(wins)), came - 1]
         results[run.name] = {
             "clock": clock,
             "wins": len(wins),
@@ -75,7 +76,7 @@ def main(options: Options) -> None:
     panels[-1].plot([], [], color="#0072b2", label="expected of each of them")
     panels[-1].legend(fontsize=8, loc="lower left")
     figure.savefig(options.picture)
-    options.json.write_text(json.dumps(results, indent=1) + "\n")
+    options.figures.write_text(json.dumps(results, indent=1) + "\n")
 
 
 @torch.no_grad()

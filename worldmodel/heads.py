@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.clock import Clock
+from worldmodel.draws import Draws, pick
 from worldmodel.two_hot import TwoHot
 
 
@@ -65,6 +66,18 @@ class ChunkPrior(nn.Module):
         opening = (last_start < 0).unsqueeze(-1)
         possible = torch.where(opening, first, possible)
         return self.start(y).to(y.dtype).masked_fill(~possible, -torch.inf)
+
+    def draw_start(
+        self, y: Tensor, last_start: Tensor, uniform: Tensor | None, changed: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Where the next chunk starts or END, and the entropy of that choice in nats, both `(...)`.
+
+        Arguments are those of `start_logits`; without `uniform` `(...)` numbers it is the most likely place.
+        """
+        logits = self.start_logits(y, last_start, changed)
+        p = logits.softmax(-1)
+        entropy = -(p * p.clamp(min=1e-12).log()).sum(-1)
+        return logits.argmax(-1) if uniform is None else pick(logits, uniform), entropy
 
     def forward(self, y: Tensor, start: Tensor, changed: Tensor | None = None) -> Tensor:
         """Parameters of the latent of the chunk that starts at `start` `(...)`, where `changed` `(..., P)` are new."""
@@ -130,6 +143,17 @@ class Outcome(nn.Module):
             return size
         above, below = (clock(elapsed) for clock in self.clocks)
         return size + torch.lerp(below, above, said.sign.sigmoid())
+
+    def draw(self, y: Tensor, elapsed: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What comes of arriving at a frame, all `(...)`; without `draws` what is most likely.
+
+        Returns:
+            The reward that is paid and its expectation, whether the frame is terminal and how probable that is.
+        """
+        said = self(y)
+        event, terminated, size = said.event.sigmoid(), said.terminated.sigmoid(), self.mean_size(said, elapsed)
+        of_event, of_end = (0.5, 0.5) if draws is None else (draws.event, draws.terminated)
+        return (event > of_event) * size, event * size, terminated > of_end, terminated
 
     def size_loss(self, said: Said, elapsed: Tensor, reward: Tensor) -> Tensor:
         """How wrong sign and size of a reward `(...)` are, `(...)`, where there was one."""

@@ -25,7 +25,7 @@ from worldmodel.causal import CausalStage, where_rows
 from worldmodel.chunks import Chunks
 from worldmodel.clock import SCALES, hands
 from worldmodel.config import ModelConfig
-from worldmodel.draws import Draws, frame_draws, pick
+from worldmodel.draws import Draws, frame_draws
 from worldmodel.frames import FrameStage
 from worldmodel.grow import grown_config, start_outermost
 from worldmodel.heads import ChunkPrior, Outcome
@@ -341,7 +341,7 @@ class WorldModel(nn.Module):
         if self.config.outcome.clock:
             told.append(hands(counters["elapsed"]).to(y.dtype))
         feature = torch.cat(told, dim=-1)
-        outcome = self._outcome(y, counters["elapsed"], draws, greedy)
+        outcome = self.outcome.draw(y, counters["elapsed"], None if greedy else draws)
         state = DreamState(memory | counters | {"feature": feature})
         return state, StepOutput(
             feature, *outcome, count[:, 0], start, entropy, latent, past, memory.get("seen.canvas")
@@ -357,20 +357,7 @@ class WorldModel(nn.Module):
             place = torch.arange(changed.shape[1], device=y.device)
             ahead = self.frame_stage.strided(changed) & (place > last.unsqueeze(-1))
             return torch.where(ahead.any(1), ahead.long().argmax(1), changed.shape[1]), torch.zeros_like(y[:, 0])
-        logits = self.prior.start_logits(y, last, changed)
-        p = logits.softmax(-1)
-        entropy = -(p * p.clamp(min=1e-12).log()).sum(-1)
-        return logits.argmax(-1) if greedy else pick(logits, uniform), entropy
-
-    def _outcome(self, y: Tensor, elapsed: Tensor, draws: Draws, greedy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        said = self.outcome(y)
-        event, probability = said.event.sigmoid(), said.terminated.sigmoid()
-        size = self.outcome.mean_size(said, elapsed)
-        if greedy:
-            happens, terminated = event > 0.5, probability > 0.5
-        else:
-            happens, terminated = draws.event < event, draws.terminated < probability
-        return happens * size, event * size, terminated, probability
+        return self.prior.draw_start(y, last, None if greedy else uniform, changed)
 
     @torch.no_grad()
     def decode(self, output: StepOutput) -> Tensor:

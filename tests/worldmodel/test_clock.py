@@ -46,6 +46,16 @@ def told(outcome: Outcome, y: Tensor, t: int) -> Tensor:
     return outcome.mean_size(outcome(y), torch.full((len(y),), t))
 
 
+def two_kinds(first: int, early: tuple[int, int], late: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """60 rewards: which are of the first kind, when each came, and what was seen, which shows its kind plainly."""
+    g = torch.Generator().manual_seed(1)
+    kind = torch.arange(60) < first
+    t = torch.where(kind, torch.randint(*early, (60,), generator=g), torch.randint(*late, (60,), generator=g))
+    y = torch.randn(60, 32, generator=g)
+    y[:, 0] = torch.where(kind, -2.0, 2.0)
+    return kind, t, y
+
+
 def set_clock(clock: Clock, *weight: float) -> None:
     """So that it says something that depends on the time."""
     clock.weight.copy_(torch.tensor(weight))
@@ -83,11 +93,7 @@ def test_what_does_not_follow_from_time_is_said_by_y() -> None:
 
 def test_crashes_early_and_wins_late_do_not_teach_that_waiting_pays() -> None:
     """As in MiniGrid's Dynamic-Obstacles: what is charged has one size, what is paid falls."""
-    g = torch.Generator().manual_seed(1)
-    crash = torch.arange(60) < 45
-    t = torch.where(crash, torch.randint(1, 12, (60,), generator=g), torch.randint(8, 60, (60,), generator=g))
-    y = torch.randn(60, 32, generator=g)
-    y[:, 0] = torch.where(crash, -2.0, 2.0)
+    crash, t, y = two_kinds(45, (1, 12), (8, 60))
     outcome = learn(y, t, torch.where(crash, -1.0, 1 - 0.9 * t / 100))
     for later in (3, 20, 50):
         expected = told(outcome, y, later)
@@ -97,11 +103,7 @@ def test_crashes_early_and_wins_late_do_not_teach_that_waiting_pays() -> None:
 
 def test_small_rewards_early_and_large_ones_late_keep_their_size() -> None:
     """Here time explains little: the clock says little but the mean."""
-    g = torch.Generator().manual_seed(2)
-    small = torch.arange(60) < 30
-    t = torch.where(small, torch.randint(1, 60, (60,), generator=g), torch.randint(50, 100, (60,), generator=g))
-    y = torch.randn(60, 32, generator=g)
-    y[:, 0] = torch.where(small, -2.0, 2.0)
+    small, t, y = two_kinds(30, (1, 60), (50, 100))
     outcome = learn(y, t, torch.where(small, 0.1, 1.0))
     assert told(outcome, y, 95)[small].mean() < 0.3
     assert told(outcome, y, 5)[~small].mean() > 0.8
