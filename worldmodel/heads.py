@@ -122,8 +122,7 @@ class Outcome(nn.Module):
         self.out = nn.Linear(width, 2 + self.size.bins)
         nn.init.zeros_(self.out.weight)  # rare events start at even odds, not at a random conviction
         nn.init.zeros_(self.out.bias)
-        # What is paid and what is charged have nothing to do with each other: crashes come early, wins late.
-        self.clocks = nn.ModuleList([Clock(), Clock()]) if clock else None
+        self.clock = Clock() if clock else None
         self.sign = nn.Linear(width, 1) if clock else None
         if self.sign is not None:
             nn.init.zeros_(self.sign.weight)
@@ -139,9 +138,9 @@ class Outcome(nn.Module):
     def mean_size(self, said: Said, elapsed: Tensor) -> Tensor:
         """The expected size `(...)` of a reward, `elapsed` `(...)` int64 actions after the episode began."""
         size = self.size.mean(said.size)
-        if self.clocks is None or said.sign is None:
+        if self.clock is None or said.sign is None:
             return size
-        above, below = (clock(elapsed) for clock in self.clocks)
+        above, below = self.clock(elapsed).unbind(-1)
         return size + torch.lerp(below, above, said.sign.sigmoid())
 
     def draw(self, y: Tensor, elapsed: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -157,14 +156,8 @@ class Outcome(nn.Module):
 
     def size_loss(self, said: Said, elapsed: Tensor, reward: Tensor) -> Tensor:
         """How wrong sign and size of a reward `(...)` are, `(...)`, where there was one."""
-        if self.clocks is None or said.sign is None:
+        if self.clock is None or said.sign is None:
             return self.size.loss(said.size, reward)
-        above, below = (clock(elapsed) for clock in self.clocks)
+        above, below = self.clock(elapsed).unbind(-1)
         sign = F.binary_cross_entropy_with_logits(said.sign, (reward > 0).float(), reduction="none")
         return sign + self.size.loss(said.size, reward - torch.where(reward > 0, above, below))
-
-    def fit(self, elapsed: Tensor, reward: Tensor, arrived: Tensor) -> None:
-        """Show the clocks the rewards `(...)` of the frames `(...)` bool to which an action led."""
-        for clock, counts in zip(self.clocks or (), (reward > 0, reward < 0)):
-            assert isinstance(clock, Clock)
-            clock.fit(elapsed, reward, counts & arrived)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from worldmodel.batch import Batch
 from worldmodel.causal import CausalStage, where_rows
 from worldmodel.chunks import Chunks
-from worldmodel.clock import SCALES, hands
+from worldmodel.clock import SCALES
 from worldmodel.config import ModelConfig
 from worldmodel.draws import Draws, frame_draws
 from worldmodel.frames import FrameStage
@@ -130,8 +130,8 @@ class WorldModel(nn.Module):
                 work on pads, but a scan that is as long as all rows together.
         """
         B, T = batch.index.shape
-        if self.training:
-            self.outcome.fit(batch.elapsed, batch.reward, ~batch.start)
+        if self.training and self.outcome.clock is not None:
+            self.outcome.clock.fit(batch.elapsed, batch.reward, ~batch.start)
         action = action_vector(batch.action, batch.first, self.config.action)
         seen = see_rows(self.frame_stage, batch, action, key[0])
         chunks = seen.chunks.rows(seen.index.flatten())
@@ -338,8 +338,8 @@ class WorldModel(nn.Module):
         count = valid.sum(1)
         counters = {name: memory[name] + 1 for name in ("step", "frames", "elapsed")}
         told = [y, (content * valid).sum(1) / count.clamp(min=1)]
-        if self.config.outcome.clock:
-            told.append(hands(counters["elapsed"]).to(y.dtype))
+        if self.outcome.clock is not None:
+            told.append(self.outcome.clock.hands(counters["elapsed"]).to(y.dtype))
         feature = torch.cat(told, dim=-1)
         outcome = self.outcome.draw(y, counters["elapsed"], None if greedy else draws)
         state = DreamState(memory | counters | {"feature": feature})

@@ -10,7 +10,7 @@ from small_models import LEARNED, random_actions, random_batch, random_model
 from test_model import KEY, parallel, pieces
 from torch import Tensor
 
-from worldmodel.clock import SCALES, Clock, hands
+from worldmodel.clock import SCALES, Clock
 from worldmodel.config import OutcomeConfig
 from worldmodel.heads import Outcome
 from worldmodel.losses import LossConfig, world_model_loss
@@ -33,7 +33,8 @@ def learn(y: Tensor, t: Tensor, reward: Tensor, *, clock: bool = True, updates: 
     outcome = Outcome(y.shape[1], clock=clock)
     optimizer = torch.optim.AdamW(outcome.parameters(), lr=3e-3)
     for _ in range(updates):
-        outcome.fit(t, reward, torch.ones_like(t, dtype=torch.bool))
+        if outcome.clock is not None:
+            outcome.clock.fit(t, reward, torch.ones_like(t, dtype=torch.bool))
         loss = outcome.size_loss(outcome(y), t, reward).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -56,12 +57,14 @@ def two_kinds(first: int, early: tuple[int, int], late: tuple[int, int]) -> tupl
     return kind, t, y
 
 
-def set_clock(clock: Clock, *weight: float) -> None:
-    """So that it says something that depends on the time."""
-    clock.weight.copy_(torch.tensor(weight))
+def set_clock(clock: Clock | None) -> None:
+    """So that it says something that depends on the time, for each sign another thing."""
+    assert clock is not None
+    clock.slope.copy_(torch.tensor([[9.0, 9.0], [-2.0, 1.0]]))
+    clock.base.copy_(torch.tensor([0.5, -3.5]))
     clock.latest.fill_(10_000)
-    clock.lowest.fill_(-5.0)
-    clock.highest.fill_(5.0)
+    clock.floor.fill_(-5.0)
+    clock.ceiling.fill_(5.0)
 
 
 def test_what_time_explains_is_not_known_by_heart() -> None:
@@ -112,26 +115,30 @@ def test_small_rewards_early_and_large_ones_late_keep_their_size() -> None:
 def test_a_new_clock_says_nothing_and_one_reward_is_said_at_all_times() -> None:
     clock = Clock()
     times = torch.tensor([0, 3, 2**40])
-    assert clock(times).tolist() == [0, 0, 0]
+    assert clock(times).tolist() == [[0, 0]] * 3
     clock.fit(times, torch.zeros(3), torch.zeros(3, dtype=torch.bool))
-    assert clock(times).tolist() == [0, 0, 0]
+    assert clock(times).tolist() == [[0, 0]] * 3
     clock.fit(times, torch.tensor([torch.nan, 2.0, torch.inf]), torch.tensor([False, True, False]))
-    torch.testing.assert_close(clock(times), torch.full((3,), 2.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(clock(times), torch.tensor([[2.0, 0.0]] * 3), atol=1e-3, rtol=0)
+    clock.fit(times, torch.tensor([-4.0, 0.0, 0.0]), torch.ones(3, dtype=torch.bool))
+    torch.testing.assert_close(clock(times), torch.tensor([[2.0, -4.0]] * 3), atol=1e-3, rtol=0)
 
 
 def test_beyond_what_was_seen_it_stays_within_bounds() -> None:
-    clock = Clock()
-    clock.fit(TIMES, paid(TIMES), ALL)
-    late, forever = clock(torch.tensor([237, 2**40]))
-    assert late == forever and late == pytest.approx(0.147, abs=0.01)
-    two = Clock()
-    two.fit(torch.tensor([10, 11]), torch.tensor([1.0, 2.0]), torch.tensor([True, True]))
-    said = two(torch.arange(10_000))
-    assert said.min() > 0.5 and said.max() < 2.7
-    few, g = Clock(), torch.Generator().manual_seed(0)
-    t = torch.randint(1, 20, (50,), generator=g)
-    few.fit(t, torch.rand(50, generator=g), t > 0)  # of no meaning
-    assert few(torch.arange(10_000)).min() > 0.2 and few(torch.arange(10_000)).max() < 0.8
+    for side, sign in enumerate((1.0, -1.0)):
+        clock = Clock()
+        clock.fit(TIMES, sign * paid(TIMES), ALL)
+        late, forever = sign * clock(torch.tensor([237, 2**40]))[:, side]
+        assert late == forever and late == pytest.approx(0.147, abs=0.01)
+        two = Clock()
+        two.fit(torch.tensor([10, 11]), sign * torch.tensor([1.0, 2.0]), torch.tensor([True, True]))
+        said = sign * two(torch.arange(10_000))[:, side]
+        assert said.min() > 0.5 and said.max() < 2.7
+        few, g = Clock(), torch.Generator().manual_seed(0)
+        t = torch.randint(1, 20, (50,), generator=g)
+        few.fit(t, sign * torch.rand(50, generator=g), t > 0)  # of no meaning
+        said = sign * few(torch.arange(10_000))[:, side]
+        assert said.min() > 0.2 and said.max() < 0.8
 
 
 def test_what_was_taken_in_piece_by_piece_is_what_was_taken_in_at_once() -> None:
@@ -141,19 +148,18 @@ def test_what_was_taken_in_piece_by_piece_is_what_was_taken_in_at_once() -> None
         often.fit(t[None], paid(t[None]), ALL[:1])
     now = torch.arange(237)
     torch.testing.assert_close(often(now), once(now), atol=1e-4, rtol=0)
-    torch.testing.assert_close(once(now), paid(now), atol=0.02, rtol=0)
+    torch.testing.assert_close(once(now)[:, 0], paid(now), atol=0.02, rtol=0)
 
 
-def test_training_shows_the_clocks_what_was_paid_and_a_look_does_not() -> None:
+def test_training_shows_the_clock_what_was_paid_and_a_look_does_not() -> None:
     model, batch = random_model(CLOCK), random_batch(CLOCK)
     batch.reward[0, 3] = -2.0
-    clocks = model.outcome.clocks
-    assert clocks is not None
-    before = [clock.moments.clone() for clock in clocks]
+    assert model.outcome.clock is not None
+    before = model.outcome.clock.moments.clone()
     model.eval()(batch, KEY)
-    assert all(torch.equal(clock.moments, b) for clock, b in zip(clocks, before))
+    assert torch.equal(model.outcome.clock.moments, before)
     model.train()(batch, KEY)
-    counted = [int((clock.moments - b)[-2, -2]) for clock, b in zip(clocks, before)]
+    counted = (model.outcome.clock.moments - before)[:, -2, -2].tolist()
     arrived = ~batch.start
     assert counted == [int((arrived & (batch.reward > 0)).sum()), int((arrived & (batch.reward < 0)).sum())]
     assert min(counted) > 0
@@ -161,8 +167,7 @@ def test_training_shows_the_clocks_what_was_paid_and_a_look_does_not() -> None:
 
 def test_the_loss_asks_at_the_time_of_the_frame() -> None:
     model, batch = random_model(CLOCK).eval(), random_batch(CLOCK)
-    assert model.outcome.clocks is not None
-    set_clock(model.outcome.clocks[0], 9.0, 9.0, 5.0)
+    set_clock(model.outcome.clock)
 
     def loss(elapsed: Tensor) -> Tensor:
         at = replace(batch, elapsed=elapsed)
@@ -174,9 +179,7 @@ def test_the_loss_asks_at_the_time_of_the_frame() -> None:
 @torch.no_grad()
 def test_a_step_expects_the_reward_that_the_parallel_pass_expects() -> None:
     model = random_model(CLOCK)
-    assert model.outcome.clocks is not None
-    set_clock(model.outcome.clocks[0], 3.0, 3.0, 3.0)
-    set_clock(model.outcome.clocks[1], -2.0, 1.0, -4.0)
+    set_clock(model.outcome.clock)
     batch = random_batch(CLOCK, rows=3, length=10, seed=2)
     said = model.outcome(parallel(model, batch).y_last)
     expected = said.event.sigmoid() * model.outcome.mean_size(said, batch.elapsed)
@@ -203,7 +206,8 @@ def test_the_clock_runs_in_dreams_begins_anew_with_an_episode_and_is_seen() -> N
     def check(state: DreamState, *elapsed: int) -> None:
         assert state.tensors["elapsed"].tolist() == list(elapsed)
         assert state.feature.shape == (3, model.feature_width)
-        assert torch.equal(state.feature[:, -len(SCALES) :], hands(torch.tensor(elapsed)))
+        t = torch.tensor(elapsed).unsqueeze(-1)
+        assert torch.equal(state.feature[:, -len(SCALES) :], t / (t + torch.tensor(SCALES)))
 
     state, _ = model.observe(state, actions, frames, none)
     check(state, 9, 20, 31)
