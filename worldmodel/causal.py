@@ -35,7 +35,7 @@ LONGEST = 32  # lengths of chunks from here on are told as one
 def tokens_a_frame(config: ModelConfig, level: int) -> float:
     """Tokens of a frame that reach the causal stage `level`, on average."""
     if level == 0:
-        return 1 + config.frame.chunks
+        return 1 + sum(chunks for _, chunks in config.frame.targets)
     around = config.causal[level - 1]
     return around.frame_boundary + around.extra
 

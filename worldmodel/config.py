@@ -45,6 +45,18 @@ BOUNDARIES = ("stride", "learned", "tried", "change", "random", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
+class BesideConfig:
+    """A modality beside the first one, in observations that have several: cut up by itself, by a target of its own."""
+
+    patch: int = 1
+    chunks: float = 1.0
+    chunks_first: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrameConfig:
     """The frame stage: patches, bidirectional attention, Mamba-2, router."""
 
@@ -64,6 +76,9 @@ class FrameConfig:
     chunks: float = 4.0  # chunks a frame: exact for "stride", the target mean for the others
     chunks_first: float = 0.0  # the target when training begins (0: the same), on its way while the targets anneal
     max_chunks: int = 8  # cap where chunks are not fixed: the most probable boundaries of a frame win
+    # Where observations have several modalities, `patch` and what is said of chunks is about the first of them, the cap
+    # about all; these are the others.
+    beside: tuple[BesideConfig, ...] = ()
     grown: int = 0  # how often images were doubled since the model was born: an outer encoder and decoder each time
 
     def __post_init__(self) -> None:
@@ -74,6 +89,12 @@ class FrameConfig:
             raise ValueError(f"FrameConfig: chunks_first needs boundaries that can move, not '{self.boundary}'")
         if self.mask >= 1:
             raise ValueError(f"FrameConfig: mask is a share below 1, not {self.mask!r}")
+
+    @property
+    def targets(self) -> tuple[tuple[float, float], ...]:
+        """Wanted chunks a frame of each modality: when training begins (0: the same), and in the end."""
+        others = ((part.chunks_first, part.chunks) for part in self.beside)
+        return (self.chunks_first, self.chunks), *others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +245,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.causal:
             raise ValueError("ModelConfig: there must be at least one causal stage around the main network")
+        if len(self.frame.beside) != len(self.observation.modalities) - 1:
+            raise ValueError(
+                f"ModelConfig: observations have {len(self.observation.modalities)} modalities, so frame.beside must "
+                f"describe all but the first, not {len(self.frame.beside)}"
+            )
         if self.frame.grown and self.observation.kind != "image":
             raise ValueError(
                 f"ModelConfig: only models of images can grow (frame.grown above 0), an observation of kind "
@@ -267,6 +293,11 @@ PARTS = {
     "mamba": MambaConfig,
 }
 
+LISTS: dict[type, dict[str, type]] = {
+    FrameConfig: {"beside": BesideConfig},
+    ObservationSpec: {"parts": ObservationSpec},
+}
+
 
 def _rebuild(cls: type, values: dict[str, Any]) -> Any:
     known = {f.name for f in dataclasses.fields(cls)}
@@ -274,4 +305,7 @@ def _rebuild(cls: type, values: dict[str, Any]) -> Any:
         raise ValueError(f"config has a field that this version does not know: {', '.join(sorted(unknown))}")
     if cls is MainConfig and "loop" in values:
         values = values | {"loop": _rebuild(LoopConfig, values["loop"])}
+    for name, inner in LISTS.get(cls, {}).items():
+        if name in values:
+            values = values | {name: tuple(_rebuild(inner, value) for value in values[name])}
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

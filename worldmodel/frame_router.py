@@ -4,33 +4,56 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+
 from worldmodel.boundaries import Change, Random
 from worldmodel.config import FrameConfig
+from worldmodel.modalities import ModalityRouters
 from worldmodel.router import Router, Threshold
 from worldmodel.trying import Trying
 
 
-def frame_router(config: FrameConfig, patches: int) -> Threshold | None:
-    """What decides where the chunks of a frame of P `patches` start; None where that is fixed.
+def frame_router(config: FrameConfig, part: Tensor, counts: list[int]) -> Threshold | ModalityRouters | None:
+    """What decides where the chunks of a frame start; None where that is fixed.
+
+    Args:
+        config: of the frame stage.
+        part: `(P,)` int64, the modality of each patch.
+        counts: how many patches each modality has.
 
     Raises:
         ValueError: there can be no such number of chunks.
     """
     if config.boundary in ("stride", "none"):
-        if config.boundary == "stride" and not 1 <= config.chunks <= patches:
-            raise ValueError(f"a frame of {patches} patches cannot have {config.chunks} chunks")
+        for (_, chunks), patches in zip(config.targets, counts, strict=True):
+            if config.boundary == "stride" and not 1 <= chunks <= patches:
+                raise ValueError(f"a frame of {patches} patches cannot have {chunks} chunks")
         return None
-    for name, chunks in {"chunks": config.chunks, "chunks_first": config.chunks_first or config.chunks}.items():
+    routers = [_of_modality(config, *t, patches, len(part)) for t, patches in zip(config.targets, counts, strict=True)]
+    if len(routers) == 1:
+        return routers[0]
+    if config.max_chunks < (least := sum(max(target) for target in config.targets)):
+        raise ValueError(f"max_chunks={config.max_chunks} is below the {least} chunks of all modalities together")
+    if all(router is None for router in routers):
+        raise ValueError(f"{config.boundary} boundaries need a modality that is to have more than one chunk")
+    return ModalityRouters(routers, part)
+
+
+def _of_modality(config: FrameConfig, first: float, last: float, patches: int, of_all: int) -> Threshold | None:
+    """The router of one modality; None if that is one of several, and always one chunk."""
+    if config.beside and last == 1 and first <= 1:
+        return None
+    for name, chunks in {"chunks": last, "chunks_first": first or last}.items():
         if not 1 < chunks < patches or config.max_chunks < chunks:
             raise ValueError(
                 f"{config.boundary} boundaries need a number of chunks between 1 and the {patches} patches of a frame, "
                 f"both exclusive, and max_chunks not below it, not {name}={chunks}, max_chunks={config.max_chunks}"
             )
-    rate = (config.chunks - 1) / (patches - 1)
+    rate = (last - 1) / (patches - 1)
     if config.boundary == "change":
-        return Change(rate, patches)
+        return Change(rate, of_all)
     if config.boundary == "random":
         return Random(rate)
     if config.boundary == "tried":
-        return Trying(rate, patches, config.width)
+        return Trying(rate, of_all, config.width)
     return Router(config.width, rate, patience=math.inf)  # the scores of frames stand still after the pictures

@@ -10,6 +10,7 @@ E width d1, Z latent width, R readers.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,13 +23,12 @@ from worldmodel.frame_router import frame_router
 from worldmodel.kernels import noise
 from worldmodel.kernels.compaction import compact, spread, take
 from worldmodel.layers import Stack
+from worldmodel.modalities import ModalityRouters, patches_of
 from worldmodel.outer import OuterStages
 from worldmodel.past_frame import PastFrame
-from worldmodel.patches import Patches
 from worldmodel.router import Routing, Threshold, on_the_way, straight_through
 from worldmodel.side import action_width
 from worldmodel.temporal import TemporalStage
-from worldmodel.trying import Trying
 
 MASK = 4  # stream of a key's noise
 
@@ -43,7 +43,8 @@ class FrameStage(nn.Module):
         super().__init__()
         frame = self.config = config.frame
         # A model that has grown has the patches that it was born with, and each of them covers more pixels.
-        self.patches = Patches(config.observation, frame.patch << frame.grown, frame.order)
+        sizes = frame.patch << frame.grown, *(part.patch for part in frame.beside)
+        self.patches = patches_of(config.observation, sizes, frame.order)
         P, V, D = self.patches.count, self.patches.values >> 2 * frame.grown, frame.width
         self.embed = nn.Linear(V, D)
         # Of size 1/2, not 0.02: patches that look alike must still differ for the router, or it never fires.
@@ -58,13 +59,16 @@ class FrameStage(nn.Module):
         self.time = TemporalStage(config, P, V) if config.time.layers else None
         self.encoder = Stack(frame.encoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
         self.settled = False
-        self.router = frame_router(frame, P)
-        self.learned = frame.boundary == "learned"
-        fixed = P if frame.boundary == "none" else round(frame.chunks)
-        self.register_buffer("fixed_start", torch.arange(fixed) * P // fixed)
+        self.router = frame_router(frame, self.patches.part, self.patches.counts)
+        self.learned, self.tries = frame.boundary == "learned", frame.boundary == "tried"
+        counts, before = self.patches.counts, [0, *accumulate(self.patches.counts)]
+        fixed = counts if frame.boundary == "none" else [round(chunks) for _, chunks in frame.targets]
+        self.strides = [-(-count // n) for count, n in zip(counts, fixed)]  # of each modality
+        starts = [begin + torch.arange(n) * count // n for begin, count, n in zip(before, counts, fixed)]
+        self.register_buffer("fixed_start", torch.cat(starts))
         if self.router is not None:
             self.register_buffer("at_stride", torch.tensor(False))  # whether chunks have yet to be handed over to it
-        self.max_chunks = fixed if self.router is None else min(frame.max_chunks, P)
+        self.max_chunks = len(self.fixed_start) if self.router is None else min(frame.max_chunks, P)
         # The first patch of a chunk cannot know where the chunk will end, so its vector also pools the whole span. A
         # plain mean would mix a dozen patches in D numbers; each patch is weighed by its place first, in R ways.
         R = self.readers = frame.readers
@@ -102,19 +106,26 @@ class FrameStage(nn.Module):
         """The patches at the resolution that the model was born with, `(U, P, V)`."""
         return patches_UPV if self.outer is None else self.outer.shrink(patches_UPV)
 
+    @property
+    def routers(self) -> list[Threshold]:
+        """Of all modalities that have one."""
+        return [] if self.router is None else [router for router in self.router.each if router is not None]
+
     def settle(self) -> None:
         """Let the encoder and the boundaries stand still: nothing is hidden from them, and no gradient reaches them."""
         self.settled = True
-        if self.router is not None:
-            self.router.still = True
+        for router in self.routers:
+            router.still = True
 
     def anneal(self, progress: float) -> float:
         """Set the wanted number of chunks a frame to where it stands; returns it. See `WorldModel.anneal`."""
         if self.router is None:
             return float(self.max_chunks)
-        chunks = on_the_way(self.config.chunks_first, self.config.chunks, progress)
-        self.router.aim((chunks - 1) / (self.patches.count - 1))
-        return chunks
+        chunks = [on_the_way(*target, progress) for target in self.config.targets]
+        for router, wanted, count in zip(self.router.each, chunks, self.patches.counts):
+            if router is not None:
+                router.aim((wanted - 1) / (count - 1))
+        return sum(chunks)
 
     def hold_stride(self, hold: bool) -> None:
         """Chunk at a fixed stride, as if there were no router, or hand over to it.
@@ -196,7 +207,7 @@ class FrameStage(nn.Module):
 
     def _scored(self, h: Tensor, patches: Tensor) -> Tensor:
         """What the router is shown: what the encoder says, the patches themselves, or both."""
-        if isinstance(self.router, Trying):
+        if self.tries:
             return torch.cat([h, patches.to(h.dtype)], dim=-1)
         return h if self.learned else patches
 
@@ -214,8 +225,8 @@ class FrameStage(nn.Module):
 
     def strided(self, changed_UP: Tensor) -> Tensor:
         """Where chunks start at a fixed stride, if only some patches changed: `(U, P)` bool."""
-        stride = -(-self.patches.count // len(self.fixed_start))
-        return changed_UP & ((changed_UP.long().cumsum(1) - 1) % stride == 0)
+        of_each = zip(changed_UP.split(self.patches.counts, dim=1), self.strides)
+        return torch.cat([new & ((new.long().cumsum(1) - 1) % stride == 0) for new, stride in of_each], dim=1)
 
     def _chunks(self, boundary_UP: Tensor, changed_UP: Tensor | None) -> Chunks:
         start, valid = compact(boundary_UP)
@@ -226,7 +237,7 @@ class FrameStage(nn.Module):
 
     def _route(
         self,
-        router: Threshold,
+        router: Threshold | ModalityRouters,
         scored: Tensor,
         weight_U: Tensor | None,
         order: Tensor | None,
@@ -236,22 +247,23 @@ class FrameStage(nn.Module):
     ) -> tuple[Chunks, Routing]:
         """By the scores of a router, over all patches or over those that changed, `order` of them `present`."""
         U, S = scored.shape[:2]
-        free = torch.ones(U, S, device=scored.device) if present is None else present.float()
-        opening = free[:, :1].bool()
-        free[:, :1] = 0  # the first patch always starts a chunk, and does not count as the router's doing
+        opening = self._opening(order)[:, :S]  # starts a chunk whatever the router says
+        free = ~opening.expand(U, -1)
+        if present is not None:
+            opening, free = opening & present, free & present
+        free = free.float()
         weight = None if weight_U is None else weight_U[:, None].expand(U, S).float()
         drawn = () if uniform_UP is None else (uniform_UP[:, :S],)
-        routing = router(scored, free, weight, *drawn)
-        boundary = routing.boundary.clone()
-        rank = routing.probability.detach() * boundary
-        rank[:, :1], boundary[:, :1] = 2.0, opening
+        placed = {"order_US": order} if isinstance(router, ModalityRouters) else {}
+        routing = router(scored, free, weight, *drawn, **placed)
+        boundary = routing.boundary | opening
+        rank = (routing.probability.detach() * boundary).masked_fill(opening, 2.0)
         if self.max_chunks < S:  # the cap: the most probable boundaries of a frame win
             worst_kept = rank.topk(self.max_chunks, dim=1).values[:, -1:]
             boundary &= rank >= worst_kept
         gate = None
         if self.learned and not self.settled:
-            probability = torch.cat([torch.ones_like(free[:, :1]), routing.probability[:, 1:]], dim=1)
-            gate = straight_through(probability, boundary)
+            gate = straight_through(routing.probability.masked_fill(opening, 1.0), boundary)
         if order is not None and changed_UP is not None:
             boundary = torch.zeros_like(changed_UP).scatter(1, order, boundary)
             if gate is not None:
@@ -259,6 +271,11 @@ class FrameStage(nn.Module):
         chunks = self._chunks(boundary, changed_UP)
         chunks.gate = gate
         return chunks, routing
+
+    def _opening(self, order_US: Tensor | None) -> Tensor:
+        """Which patches are the first of their modality, `(U or 1, S)` bool; those in that order, if it is given."""
+        part = self.patches.part.unsqueeze(0) if order_US is None else self.patches.part[order_US]
+        return F.pad(part[:, 1:] != part[:, :-1], (1, 0), value=True)
 
     def unpacked(self, latent_nKZ: Tensor, past_nKE: Tensor | None) -> Tensor:
         """What the painter reads of each chunk, `(n, K, R * D)`; arguments are those of `decode`."""
@@ -274,6 +291,8 @@ class FrameStage(nn.Module):
             x = x * gate_nP.unsqueeze(-1).to(x.dtype)
         x = self.decoder(x + self.decoder_place)
         painted = self.paint(x).to(x.dtype)
+        if self.patches.mask is not None:
+            painted = painted * self.patches.mask
         return painted if self.outer is None else self.outer.decode(x, painted)
 
     def decode(self, latent_nKZ: Tensor, past_nKE: Tensor | None, chunks: Chunks) -> Tensor:

@@ -22,15 +22,19 @@ class ChunkPrior(nn.Module):
 
     Args:
         width: d1.
-        patches: P; the last of the `P + 1` starts is END.
+        part: `(P,)` int64, the modality of each patch; the last of the `P + 1` starts is END.
         parameters: numbers that describe one latent.
         starts: whether starts are predicted at all; with a fixed stride they are known.
         rate: patches a frame that change, on average, where they are followed through time; 0 where they are not.
     """
 
-    def __init__(self, width: int, patches: int, parameters: int, *, starts: bool, rate: float = 0.0) -> None:
+    part: Tensor
+
+    def __init__(self, width: int, part: Tensor, parameters: int, *, starts: bool, rate: float = 0.0) -> None:
         super().__init__()
-        self.patches = patches
+        patches = self.patches = len(part)
+        ends = torch.tensor([-1]), part.cpu(), torch.tensor([len(part)])  # before the first patch, and END
+        self.register_buffer("part", torch.cat(ends), persistent=False)
         if starts:
             self.start = nn.Linear(width, patches + 1)
             nn.init.zeros_(self.start.weight)
@@ -56,15 +60,11 @@ class ChunkPrior(nn.Module):
         Only `changed` patches `(..., P)` may start one, if they are followed through time.
         """
         place = torch.arange(self.patches + 1, device=y.device)
-        possible = place > last_start.unsqueeze(-1)
-        # A frame has at least one chunk, and the first begins at its first patch; unless nothing has changed.
-        first = place == 0
-        if changed is not None:
-            open_end = F.pad(changed, (0, 1), value=True)
-            possible = possible & open_end
-            first = open_end & (open_end.long().cumsum(-1) == 1)
-        opening = (last_start < 0).unsqueeze(-1)
-        possible = torch.where(opening, first, possible)
+        there = torch.ones_like(place, dtype=torch.bool) if changed is None else F.pad(changed, (0, 1), value=True)
+        # Each modality, END among them, begins with a chunk at its first patch: so does the frame, if there is any.
+        next_one = there & (self.part[1:] > self.part[last_start + 1].unsqueeze(-1))
+        farthest = next_one.int().argmax(-1, keepdim=True)
+        possible = there & (place > last_start.unsqueeze(-1)) & (place <= farthest)
         return self.start(y).to(y.dtype).masked_fill(~possible, -torch.inf)
 
     def draw_start(

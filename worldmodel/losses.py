@@ -19,7 +19,6 @@ from worldmodel.kernels.noise import uniform as uniform_noise
 from worldmodel.model import WorldModel
 from worldmodel.outputs import Pass
 from worldmodel.seeing import Seen, loose_frames, see_loose
-from worldmodel.trying import Trying
 
 TRIAL = 5  # stream of a key's noise
 
@@ -75,8 +74,7 @@ def world_model_loss(
     notes: dict[str, Tensor] = {}
 
     terms["reconstruction"] = reconstruction_loss(model, run, config, key=key, generator=generator)
-    router = model.frame_stage.router
-    if isinstance(router, Trying) and not router.still:
+    if model.frame_stage.tries and not model.frame_stage.settled:
         some = loose if len(loose := loose_frames(batch)) else torch.arange(len(batch.frames), device=key.device)
         terms["trial"] = trial_loss(model, batch.frames[some], key[0])
     dynamics, representation = latent_kl(model, run, config.free_nats)
@@ -192,7 +190,7 @@ def picture_loss(
     same_shape(painted, target)
     error = (painted - target).square().sum((1, 2)).mean()
     total = config.reconstruction * error
-    if isinstance(stage.router, Trying):
+    if stage.tries:
         total = total + config.trial * trial_loss(model, batch.frames[chosen], key[0])
     notes = {"loss/reconstruction": error, "latent/posterior_entropy": model.latent.entropy(posterior).sum(-1).mean()}
     if routing is not None:

@@ -58,7 +58,8 @@ class WorldModel(nn.Module):
         self.contents = Contents(config, P, self.latent.width)
         self.causal_stage = CausalStage(config, self.latent.width)
         changes = config.time.changes if config.time.layers else 0.0
-        self.prior = ChunkPrior(d1, P, self.latent.parameters, starts=self.predicts_starts, rate=changes)
+        part = self.frame_stage.patches.part
+        self.prior = ChunkPrior(d1, part, self.latent.parameters, starts=self.predicts_starts, rate=changes)
         self.outcome = Outcome(d1, clock=config.outcome.clock)
 
     @property

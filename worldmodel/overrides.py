@@ -51,9 +51,11 @@ def _changed(config: Any, values: dict[str, str], path: str) -> Any:
         if dataclasses.is_dataclass(now):
             _refuse_whole(inner, full, _listed((f.name for f in dataclasses.fields(now)), f"{full}."))
             changes[name] = _changed(now, inner, f"{full}.")
-        elif isinstance(now, tuple) and dataclasses.is_dataclass(now[0]):
+        elif isinstance(now, tuple) and now and dataclasses.is_dataclass(now[0]):
             _refuse_whole(inner, full, _listed(range(len(now)), f"{full}."))
             changes[name] = _changed_stages(now, inner, f"{full}.")
+        elif now == ():
+            raise ValueError(f"there is nothing to set in {full}: observations have one modality only")
         elif set(inner) != {""}:
             raise ValueError(f"{full} is a single setting: write {full}=VALUE, not {full}.{next(iter(inner))}=VALUE")
         else:

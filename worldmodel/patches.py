@@ -26,23 +26,32 @@ class Patches(nn.Module):
     scale: Tensor
     order: Tensor | None
     place: Tensor | None
+    part: Tensor
+    mask = None  # no column of a patch belongs to somebody else
 
     def __init__(self, spec: ObservationSpec, patch: int, order: str = "raster") -> None:
         super().__init__()
         self.spec = spec
         self.H, self.W, self.C = spec.shape if len(spec.shape) == 3 else (spec.shape[0], 1, 1)
-        self.ph, self.pw = patch, 1 if spec.kind == "vector" else patch
+        self.ph, self.pw = patch, 1 if len(spec.shape) == 1 else patch
         self.rows, self.columns = -(-self.H // self.ph), -(-self.W // self.pw)
         self.count = self.rows * self.columns  # P
+        self.counts = [self.count]
         self.values = self.ph * self.pw * self.C  # V
         cells = torch.tensor(CURVES[order](self.rows, self.columns))
         curved = order != "raster"  # which costs no gather
         self.register_buffer("order", cells if curved else None, persistent=False)  # the cell of each patch
         self.register_buffer("place", cells.argsort() if curved else None, persistent=False)  # the patch of each cell
+        self.register_buffer("part", torch.zeros(self.count, dtype=torch.int64), persistent=False)  # see Modalities
         # One number for images and grids; one an entry for vectors, fitted to the data by `fit`.
         entries = (self.H, 1, 1) if spec.kind == "vector" else (1, 1, 1)
         self.register_buffer("offset", torch.full(entries, spec.offset))
         self.register_buffer("scale", torch.full(entries, spec.scale))
+
+    @property
+    def shown(self) -> Patches:
+        """Itself; see `Modalities`."""
+        return self
 
     def fit(self, observations: Tensor) -> None:
         """Set offset and scale of a vector's entries to the mean and deviation of real `observations` `(n, D)`."""
@@ -67,4 +76,6 @@ class Patches(nn.Module):
         x = x.view(n, self.rows, self.columns, self.ph, self.pw, self.C).transpose(2, 3)
         x = x.reshape(n, self.rows * self.ph, self.columns * self.pw, self.C)[:, : self.H, : self.W]
         x = (x * self.scale + self.offset).reshape(n, *self.spec.shape)
+        if self.spec.kind == "choice":
+            return F.one_hot(x.argmax(-1), self.H).to(torch.uint8)
         return x.round().clamp(0, 255).to(torch.uint8) if self.spec.dtype == "uint8" else x

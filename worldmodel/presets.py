@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from worldmodel.config import (
+    BesideConfig,
     CausalConfig,
     FrameConfig,
     LatentConfig,
@@ -19,26 +23,18 @@ def preset(name: str, observation: ObservationSpec, action: ActionSpec) -> Model
 
     `tiny` learns MiniGrid in minutes on two CPU cores; `small` is for 64x64 games on one GPU.
     """
-    if observation.kind == "image":
-        patch, chunks = 8, 4.0
-    elif observation.kind == "grid":
-        patch, chunks = 1, 4.0
-    else:
-        patch, chunks = 1, float(min(2, observation.shape[0]))
     if name == "tiny":
         return ModelConfig(
             observation=observation,
             action=action,
-            frame=FrameConfig(patch=patch, chunks=chunks),
+            frame=FrameConfig(**_cut_up(observation, 1)),
             outcome=OutcomeConfig(clock=True),
         )
     if name == "small":
         return ModelConfig(
             observation=observation,
             action=action,
-            frame=FrameConfig(
-                patch=patch, width=192, chunks=2 * chunks, max_chunks=16, encoder_layers="T2m2", decoder_layers="m2T2"
-            ),
+            frame=FrameConfig(width=192, encoder_layers="T2m2", decoder_layers="m2T2", **_cut_up(observation, 2)),
             latent=LatentConfig(groups=32, classes=16),
             causal=(CausalConfig(width=384, heads=6, encoder_layers="m3", decoder_layers="m3"),),
             main=MainConfig(width=512, heads=8, layers="m1T1m1T1m1T1m1T1", window=64),
@@ -46,3 +42,17 @@ def preset(name: str, observation: ObservationSpec, action: ActionSpec) -> Model
             mamba=MambaConfig(d_state=64, headdim=64, chunk_size=64),
         )
     raise ValueError(f"there is no preset {name!r}; choose tiny or small")
+
+
+def _cut_up(observation: ObservationSpec, finer: int) -> dict[str, Any]:
+    """What a frame stage is told of patches and chunks; `finer` times as many of these as in the smallest model."""
+    sizes = {"image": 8, "grid": 1, "vector": 1}
+    wanted = {"image": 4, "grid": 4, "vector": 2, "choice": 1}
+    cut: list[dict[str, Any]] = []
+    for modality in observation.modalities:
+        patch = sizes.get(modality.kind, modality.shape[0])  # a choice is one patch
+        axes = 1 if len(modality.shape) == 1 else 2
+        patches = math.prod(-(-side // patch) for side in modality.shape[:axes])
+        cut.append({"patch": patch, "chunks": float(min(finer * wanted[modality.kind], patches))})
+    beside = tuple(BesideConfig(**other) for other in cut[1:])
+    return cut[0] | {"beside": beside, "max_chunks": 8 * finer + round(sum(other.chunks for other in beside))}

@@ -106,6 +106,11 @@ class Threshold(nn.Module):
         state_dict.setdefault(prefix + "rate", self.rate)  # older weights have none: it did not move then
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    @property
+    def each(self) -> list[Threshold | None]:
+        """The router of each modality: itself, where there is one."""
+        return [self]
+
     def aim(self, rate: float) -> None:
         """Move the wanted rate."""
         if not math.isclose(rate, self.rate.item(), rel_tol=1e-6):

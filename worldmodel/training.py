@@ -222,8 +222,9 @@ class Trainer:
     def _settle(self) -> None:
         """Behind the pictures the encoder stands still: what is cut and coded anew all the time cannot be foretold."""
         pictures, stage = self.config.pictures_first, self.model.frame_stage
-        if self.update == pictures and stage.router is not None:
-            stage.router.passes.zero_()  # a frame counts as often as it occurs from now on: tau is found anew
+        if self.update == pictures:
+            for router in stage.routers:
+                router.passes.zero_()  # a frame counts as often as it occurs from now on: tau is found anew
         # What comes from the frames before is not in the pictures, and has yet to be learned.
         if stage.past is not None or stage.time is not None:
             return

@@ -7,14 +7,14 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from small_models import STRIDE
+from small_models import BESIDE, RECORD, STRIDE
 
 from worldmodel.config import CausalConfig, LatentConfig, ModelConfig, OutcomeConfig
 from worldmodel.specs import ActionSpec, ObservationSpec
 
 # The first setting of each is off, or the plain one.
 SETTINGS: dict[str, tuple[Any, ...]] = {
-    "observation": ("image", "grid", "vector"),
+    "observation": ("image", "grid", "vector", "record"),
     "action": ("discrete", "multi_discrete", "box"),
     "boundary": ("stride", "learned", "tried", "change", "random", "none"),
     "order": ("raster", "hilbert"),
@@ -55,18 +55,22 @@ def build(choice: Choice) -> ModelConfig:
     elif c["observation"] == "vector":
         observation, patch = ObservationSpec(shape=(7,), dtype="float32", kind="vector", scale=1.0), 1
         chunks = 3.0
+    elif c["observation"] == "record":
+        observation, chunks = RECORD, 3.0
     action = {
         "discrete": ActionSpec(sizes=(5,)),
         "multi_discrete": ActionSpec(kind="multi_discrete", sizes=(3, 2, 4)),
         "box": ActionSpec(kind="box", sizes=(2,), low=-2.0, high=3.0),
     }[c["action"]]
     grown = c["grown"] if c["observation"] == "image" else 0
-    observation = replace(observation, shape=(*(n << grown for n in observation.shape[:2]), *observation.shape[2:]))
+    if grown:
+        observation = replace(observation, shape=(*(2 * n for n in observation.shape[:2]), *observation.shape[2:]))
     frame = replace(
         STRIDE.frame,
         patch=patch,
         chunks=chunks,
-        max_chunks=6,
+        max_chunks=8 if observation.parts else 6,
+        beside=BESIDE if observation.parts else (),
         grown=grown,
         boundary=c["boundary"],
         order=c["order"],

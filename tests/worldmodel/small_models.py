@@ -8,6 +8,7 @@ import torch
 
 from worldmodel.batch import Batch
 from worldmodel.config import (
+    BesideConfig,
     CausalConfig,
     FrameConfig,
     LatentConfig,
@@ -38,8 +39,26 @@ EXTRA = replace(
 # Every mechanism is in one of these at least; tests/worldmodel/test_mechanisms.py draws them in any combination.
 INNER = replace(STRIDE.causal[0], width=28)
 DEEP = replace(EXTRA, causal=(replace(EXTRA.causal[0], extra=2.0, max_extra=3), replace(INNER, extra=1.0)))
+# A picture, a few numbers and one of several choices.
+RECORD = ObservationSpec.record(
+    [
+        ObservationSpec(name="heading", kind="choice", shape=(4,), scale=1.0),
+        ObservationSpec(name="camera", shape=(8, 12, 3)),
+        ObservationSpec(name="speed", kind="vector", shape=(5,), dtype="float32", scale=1.0),
+    ]
+)
+BESIDE = (BesideConfig(patch=1, chunks=2.0), BesideConfig(patch=4))
 CONFIGS = {
     "stride": STRIDE,
+    "record": replace(
+        STRIDE,
+        observation=RECORD,
+        frame=replace(STRIDE.frame, chunks=3.0, beside=BESIDE),
+        outcome=OutcomeConfig(clock=True),
+    ),
+    "record_learned": replace(
+        EXTRA, observation=RECORD, frame=replace(LEARNED.frame, chunks=3.0, max_chunks=8, beside=BESIDE)
+    ),
     "learned": LEARNED,
     "extra": EXTRA,
     "stride_extra": replace(STRIDE, causal=(replace(STRIDE.causal[0], extra=1.5, max_extra=1),)),
@@ -100,7 +119,14 @@ CONFIGS = {
 def random_frames(config: ModelConfig, n: int, seed: int) -> torch.Tensor:
     """`n` different observations of noise."""
     g = torch.Generator().manual_seed(seed)
-    spec = config.observation
+    return _random_frames(config.observation, n, g)
+
+
+def _random_frames(spec: ObservationSpec, n: int, g: torch.Generator) -> torch.Tensor:
+    if spec.parts:
+        return torch.cat([_random_frames(part, n, g).flatten(1).view(torch.uint8) for part in spec.parts], dim=1)
+    if spec.kind == "choice":
+        return torch.eye(spec.shape[0], dtype=torch.uint8)[torch.randint(0, spec.shape[0], (n,), generator=g)]
     if spec.dtype == "uint8":
         high = 256 if spec.kind == "image" else 11
         return torch.randint(0, high, (n, *spec.shape), generator=g, dtype=torch.uint8)

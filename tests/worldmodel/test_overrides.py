@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from small_models import EXTRA, STRIDE
+from small_models import CONFIGS, EXTRA, STRIDE
 
 from worldmodel.config import ModelConfig
 from worldmodel.overrides import FROM_THE_DATA, override
@@ -23,7 +23,7 @@ def leaves(config, path=""):
             continue
         if dataclasses.is_dataclass(value):
             yield from leaves(value, f"{name}.")
-        elif isinstance(value, tuple) and dataclasses.is_dataclass(value[0]):
+        elif isinstance(value, tuple) and (not value or dataclasses.is_dataclass(value[0])):
             for i, stage in enumerate(value):
                 yield from leaves(stage, f"{name}.{i}.")
         else:
@@ -74,6 +74,15 @@ def test_settings_that_hold_only_together_need_no_order():
     assert override(STRIDE, *both) == override(STRIDE, *reversed(both))
     with pytest.raises(ValueError, match="extra above 0"):
         override(STRIDE, both[0])
+
+
+def test_a_modality_is_set_by_its_number_and_none_can_be_added():
+    config = override(CONFIGS["record_learned"], "frame.beside.1.patch=2", "frame.beside.0.chunks=1.5")
+    assert [(part.patch, part.chunks) for part in config.frame.beside] == [(1, 1.5), (2, 1.0)]
+    with pytest.raises(ValueError, match="3 modalities, so frame.beside must describe all but the first, not 3"):
+        override(config, "frame.beside.2.chunks=1.5")
+    with pytest.raises(ValueError, match="nothing to set in frame.beside: observations have one modality only"):
+        override(STRIDE, "frame.beside.0.chunks=1.5")
 
 
 def test_a_stage_can_be_added():
