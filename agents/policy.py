@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -14,6 +15,7 @@ from worldmodel.agents.actor_critic import ActorCritic
 from worldmodel.agents.checkpoint import load_actor_critic, save_actor_critic
 from worldmodel.agents.imagination import action_noise
 from worldmodel.checkpoint import load_environment, load_model
+from worldmodel.envs.observations import to_frames
 from worldmodel.envs.spaces import from_model_action, space_from_json
 from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
@@ -48,7 +50,7 @@ class Agent:
     Args:
         model: the world model that the agent was trained in.
         actor_critic: the trained networks.
-        action_space: of a single environment.
+        observation_space, action_space: of a single environment.
         greedy: always the most likely action, in place of a sampled one.
         seed: of the sampled actions and latents.
 
@@ -60,6 +62,7 @@ class Agent:
         self,
         model: WorldModel,
         actor_critic: ActorCritic,
+        observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
         *,
         greedy: bool = False,
@@ -70,7 +73,8 @@ class Agent:
                 f"the agent expects {actor_critic.features} features and {actor_critic.action}, but the world model "
                 f"has {model.feature_width} and {model.config.action}: train the agent again in this world model"
             )
-        self.model, self.actor_critic, self.action_space = model, actor_critic, action_space
+        self.model, self.actor_critic = model, actor_critic
+        self.observation_space, self.action_space = observation_space, action_space
         self.greedy, self.seed = greedy, seed
 
     @classmethod
@@ -81,8 +85,9 @@ class Agent:
             UserError: one of them is missing or damaged, or they do not fit each other.
         """
         model = load_model(run, device)
-        space = space_from_json(load_environment(run)["action_space"])
-        return cls(model, load_actor_critic(run, device), space, greedy=greedy, seed=seed)
+        environment = load_environment(run)
+        spaces = (space_from_json(environment[f"{name}_space"]) for name in ("observation", "action"))
+        return cls(model, load_actor_critic(run, device), *spaces, greedy=greedy, seed=seed)
 
     def save(self, run: Path | str) -> None:
         """Writes the agent's networks into the folder of its world model's run."""
@@ -90,12 +95,12 @@ class Agent:
 
     @torch.no_grad()
     def act(
-        self, observation: np.ndarray, memory: Memory | None = None, first: np.ndarray | bool | None = None
+        self, observation: Any, memory: Memory | None = None, first: np.ndarray | bool | None = None
     ) -> tuple[np.ndarray, Memory]:
         """Chooses actions for a batch of observations, or one action for a single observation.
 
         Args:
-            observation: `(B, *observation shape)` or `(*observation shape)`.
+            observation: as an environment of these spaces shows it, or a vector environment of B rows.
             memory: what the last call returned; None where all rows begin.
             first: `(B,)` bool, rows that begin a new episode; None means no row, or all of them without a memory.
 
@@ -104,11 +109,11 @@ class Agent:
             memory: for the next call. The one passed in stays valid: acting on from it again gives the same.
         """
         shape = self.model.config.observation.shape
-        observation = np.asarray(observation)
-        single = observation.shape == shape
-        if not single and observation.shape[1:] != shape:
-            raise UserError(f"the agent was trained on observations of shape {shape}, not {observation.shape}")
-        frame = torch.as_tensor(observation, device=self.model.device)
+        frames = to_frames(self.observation_space, observation)
+        single = frames.shape == shape
+        if not single and frames.shape[1:] != shape:
+            raise UserError(f"the agent was trained on observations of shape {shape}, not {frames.shape}")
+        frame = torch.as_tensor(frames, device=self.model.device)
         frame = frame.unsqueeze(0) if single else frame
         rows = len(frame)
         if memory is None:

@@ -124,7 +124,7 @@ def watch_steps(
         seed: of the model's noise.
 
     Raises:
-        UserError: observations are vectors, or no episode is long enough.
+        UserError: there is nothing to show in the observations, or no episode is long enough.
     """
     spec, table = model.config.observation, test_set.table
     windows = last_steps(test_set, 1, context, steps)
@@ -155,7 +155,7 @@ def draw_boundaries(
     The other arguments and the errors are those of `watch_steps`.
     """
     watched = watch_steps(model, test_set, context=context, steps=steps, columns=columns, seed=seed)
-    patches = model.frame_stage.patches
+    patches = model.frame_stage.patches.shown
     boundary_picture(
         path,
         {"seen": watched.seen, "dreamed": watched.dreamed},

@@ -6,9 +6,11 @@ import dataclasses
 
 import numpy as np
 from gymnasium import Space
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
+from worldmodel.envs.observations import frame_type, modalities_of
 from worldmodel.envs.rollout import Episode
+from worldmodel.envs.spaces import observation_spec
 from worldmodel.errors import UserError
 
 
@@ -47,13 +49,18 @@ def checked(episode: Episode, observation_space: Space, action_space: Space) -> 
 
 
 def _check_frames(frames: np.ndarray, space: Space) -> None:
-    if frames.shape[1:] != space.shape or frames.dtype != space.dtype:
+    shape, dtype = frame_type(space)
+    if frames.shape[1:] != shape or frames.dtype != dtype:
         raise UserError(
             f"the frames are {frames.dtype} of shape {frames.shape[1:]}, "
-            f"but this store's observations are {space.dtype} of shape {space.shape}"
+            f"but this store's observations are {dtype} of shape {shape}"
         )
-    if frames.dtype.kind == "f" and not np.isfinite(frames).all():
-        raise UserError("the frames hold a value that is not a finite number")
+    parts = [("", frames)]
+    if isinstance(space, Dict):
+        parts = [(f" in the part {part.name!r}", v) for part, v in modalities_of(observation_spec(space), frames)]
+    for where, values in parts:
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise UserError(f"the frames hold a value that is not a finite number{where}")
 
 
 def _checked_actions(actions: np.ndarray, space: Space) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""At the border of a dream: actions on their way in, observations and pictures on their way out."""
+"""At the border of a dream: actions and seeds on their way in, pictures on their way out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from gymnasium import Space
 from gymnasium.error import InvalidAction
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
-from torch import Tensor
 
 RENDER_SIZE = 256  # pixels; a smaller picture is scaled up by the largest whole factor that stays within
 
@@ -77,25 +76,6 @@ def check_reset_mask(mask: Any, num_envs: int) -> np.ndarray:
     if not mask.any():
         raise ValueError("options['reset_mask'] must name at least one environment")
     return mask
-
-
-def to_observations(frames: Tensor, space: Space) -> np.ndarray:
-    """Decoded frames as observations of `space`.
-
-    Args:
-        frames: `(B, *observation shape)`, a tensor that nobody else holds.
-        space: of a single observation.
-    """
-    array = frames.cpu().numpy()
-    if isinstance(space, Box) and not _holds_all_values(space):
-        array = np.clip(array, space.low, space.high)
-    return array.astype(space.dtype, copy=False)
-
-
-def _holds_all_values(space: Box) -> bool:
-    if space.dtype == np.uint8:
-        return bool((space.low == 0).all() and (space.high == 255).all())
-    return not (space.bounded_below.any() or space.bounded_above.any())
 
 
 def picture(frame: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from worldmodel.envs.dream_vector import DreamVectorEnv
+from worldmodel.envs.observations import row_of
 from worldmodel.envs.snapshot import Snapshot
 
 __all__ = ["DreamEnv", "DreamVectorEnv"]
@@ -56,9 +57,7 @@ class DreamEnv(gymnasium.Env):
         self.render_mode = render_mode
         self.metadata = dict(self.metadata, render_modes=self.row.metadata["render_modes"])
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin a new dream.
 
         Args:
@@ -71,9 +70,9 @@ class DreamEnv(gymnasium.Env):
         super().reset(seed=seed)
         self.row.set_generators([self.np_random])
         observations, info = self.row.reset()
-        return observations[0], info
+        return row_of(observations, 0), info
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Dream one step.
 
         Args:
@@ -87,7 +86,7 @@ class DreamEnv(gymnasium.Env):
             gymnasium.error.ResetNeeded: the episode is over or has not begun.
         """
         observations, rewards, terminated, truncated, info = self.row.step(np.asarray(action)[None])
-        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info
+        return row_of(observations, 0), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info
 
     def render(self) -> np.ndarray | None:
         """The current observation as an RGB picture, scaled up by a whole factor if it is small."""

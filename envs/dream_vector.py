@@ -19,7 +19,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from worldmodel.envs.convert import check_actions, check_reset_mask, picture, row_seeds, to_observations
+from worldmodel.envs.convert import check_actions, check_reset_mask, picture, row_seeds
+from worldmodel.envs.observations import first_modality, from_frames, row_of
 from worldmodel.envs.snapshot import Snapshot, draw_key
 from worldmodel.envs.spaces import to_model_action
 from worldmodel.envs.starts import START_KINDS, load_world
@@ -102,7 +103,8 @@ class DreamVectorEnv(VectorEnv):
         self.observation_space = batch_space(world.observation_space, num_envs)
         self.action_space = batch_space(world.action_space, num_envs)
         self.metadata = dict(self.metadata, autoreset_mode=self.autoreset_mode)
-        if self.model.config.observation.kind != "image":
+        shown = self.model.config.observation.shown
+        if shown is None or shown.kind != "image":
             self.metadata["render_modes"] = []
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             possible = " or ".join(map(repr, self.metadata["render_modes"])) or "only None"
@@ -117,13 +119,13 @@ class DreamVectorEnv(VectorEnv):
         self._ended = np.zeros(num_envs, dtype=np.bool_)
         self._state: DreamState | None = None
         self._out: Any = None  # of the last step, until it is decoded
-        self._observations: np.ndarray | None = None  # decoded, or None if nobody has looked yet
+        self._frames: np.ndarray | None = None  # decoded, or None if nobody has looked yet
 
     # -- Gymnasium's interface --------------------------------------------------------------------------------------
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Begin new dreams.
 
         Args:
@@ -132,13 +134,13 @@ class DreamVectorEnv(VectorEnv):
             options: `{"reset_mask": (num_envs,) bool array}` restarts these rows alone.
 
         Returns:
-            Observations `(num_envs, *observation shape)` of all rows, and an empty info.
+            Observations of all rows, a batch as `observation_space` has it, and an empty info.
         """
         rows = self._begin(seed, options)
         self._restart(rows)
-        return self._look().copy(), {}
+        return self._shown(), {}
 
-    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Dream one step in every row.
 
         Args:
@@ -155,14 +157,15 @@ class DreamVectorEnv(VectorEnv):
         _, reward, terminated, truncated = self._advance(
             torch.as_tensor(to_model_action(self.single_action_space, checked), device=self.model.device)
         )
-        observations = self._look()
+        observations = self._shown()
         info: dict[str, Any] = {}
         ended = terminated | truncated
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
-            for row in np.flatnonzero(ended):
-                info = self._add_info(info, {"final_obs": observations[row].copy(), "final_info": {}}, int(row))
+            for row in np.flatnonzero(ended).tolist():
+                info = self._add_info(info, {"final_obs": row_of(observations, row), "final_info": {}}, row)
             self._restart(ended)
-        return self._look().copy(), reward.cpu().numpy(), terminated, truncated, info
+            observations = self._shown()
+        return observations, reward.cpu().numpy(), terminated, truncated, info
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The current observation of every row as an RGB picture, scaled up by a whole factor if it is small."""
@@ -170,7 +173,7 @@ class DreamVectorEnv(VectorEnv):
             gymnasium.logger.warn('render() shows nothing without render_mode="rgb_array"')
             return None
         self._require_reset()
-        return tuple(picture(frame) for frame in self._look())
+        return tuple(picture(frame) for frame in first_modality(self.model.config.observation, self._look()))
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -229,7 +232,7 @@ class DreamVectorEnv(VectorEnv):
         state = self._require_reset()
         return Snapshot(
             state=state,  # never written into, so it need not be copied
-            observation=self._look().copy(),
+            frames=self._look().copy(),
             elapsed=self._elapsed.copy(),
             ended=self._ended.copy(),
             generators=copy.deepcopy(self.np_random),
@@ -246,7 +249,7 @@ class DreamVectorEnv(VectorEnv):
                 f"the snapshot has {len(snapshot)} rows and this environment {self.num_envs}; index it to pick rows"
             )
         self._state, self._out = snapshot.state, None
-        self._observations = snapshot.observation.copy()
+        self._frames = snapshot.frames.copy()
         self._elapsed, self._ended = snapshot.elapsed.copy(), snapshot.ended.copy()
         self.set_generators(copy.deepcopy(snapshot.generators))
 
@@ -282,11 +285,11 @@ class DreamVectorEnv(VectorEnv):
         fresh = self._starts.state[torch.from_numpy(self._start[index])].reseed(keys)
         if self._state is None or rows.all():
             self._state, self._out = fresh, None
-            self._observations = self._starts.frames[self._start]
+            self._frames = self._starts.frames[self._start]
         else:
             self._state = self._state.put(torch.from_numpy(index).to(self.model.device), fresh)
-            if self._observations is not None:
-                self._observations[index] = self._starts.frames[self._start[index]]
+            if self._frames is not None:
+                self._frames[index] = self._starts.frames[self._start[index]]
         self._elapsed[rows] = 0
         self._ended[rows] = False
 
@@ -299,7 +302,7 @@ class DreamVectorEnv(VectorEnv):
                 f"The episodes of rows {np.flatnonzero(ended).tolist()} are over: call reset before stepping them."
             )
         self._state, self._out = self.model.imagine(state, actions, greedy=self.greedy)
-        self._observations = None
+        self._frames = None
         self._elapsed += 1
         if self.realign:
             self._realign(state, actions)
@@ -325,13 +328,17 @@ class DreamVectorEnv(VectorEnv):
             self._out = replace(self._out, feature=self._state.feature)
 
     def _look(self) -> np.ndarray:
-        """The current observation of every row, decoded now if need be. Not to be handed out uncopied."""
-        if self._observations is None:
-            frames = to_observations(self.model.decode(self._out), self.single_observation_space)
+        """The current frame of every row, decoded now if need be. Not to be handed out uncopied."""
+        if self._frames is None:
+            frames = self.model.decode(self._out).cpu().numpy()
             began = self._elapsed == 0  # these rows show where they start, not what was dreamt before
             frames[began] = self._starts.frames[self._start[began]]
-            self._observations = frames
-        return self._observations
+            self._frames = frames
+        return self._frames
+
+    def _shown(self) -> Any:
+        """The current observation of every row, as the real environment would show it."""
+        return from_frames(self.single_observation_space, self._look())
 
     def _require_reset(self) -> DreamState:
         if self._state is None:

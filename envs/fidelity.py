@@ -7,6 +7,7 @@ change nothing; and so are frames on ground that the context showed, for nobody 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from worldmodel.envs.fidelity_metrics import (
     frame_scores,
     mean_scores,
     reward_scores,
+    together,
 )
+from worldmodel.envs.observations import first_modality, modalities_of
 from worldmodel.envs.open_loop import Rollout, closed_loop, observe_context, open_loop, repeat_last_frame, truth
 from worldmodel.envs.seen_ground import on_seen_ground
 from worldmodel.envs.segments import FrameTable
@@ -30,7 +33,7 @@ from worldmodel.specs import ObservationSpec
 
 FORMAT_VERSION = 1
 # Wrappers whose images are made of tiles, and the tile's side.
-TILED = {"minigrid_rgb": 8, "minigrid_rgb16": 16, "minigrid_rgb_full": 8}
+TILED = {"minigrid_rgb": 8, "minigrid_rgb16": 16, "minigrid_rgb_direction": 8, "minigrid_rgb_full": 8}
 
 
 def measure_fidelity(
@@ -80,7 +83,7 @@ def measure_fidelity(
         "repeat_last_frame": repeat_last_frame(table, chosen),
     }
     size = TILED.get((test_set.environment.get("wrappers") or [""])[-1])
-    tile_source = table.frames if training_frames is None else training_frames
+    tile_source = first_modality(spec, table.frames if training_frames is None else training_frames)
     vocabulary = TileVocabulary.of(tile_source, size) if size else None
     report = score(predictions, table, chosen, shown=test_set.shown, spec=spec, vocabulary=vocabulary)
     report["environment"] = test_set.environment.get("id")
@@ -112,8 +115,9 @@ def score(
 
     Returns:
         `horizons` by number of steps as a string, each with `windows`, `frames` (by prediction, then by class of frame,
-        see `frame_classes`), `reward` and `termination` (by prediction), and for the dream `reward_mean` and
-        `termination_probability` against what came. Beside them `chunks` and `start_entropy` a frame.
+        see `frame_classes`; the same for each of several modalities, in `modalities`), `reward` and `termination` (by
+        prediction), and for the dream `reward_mean` and `termination_probability` against what came. Beside them
+        `chunks` and `start_entropy` a frame.
     """
     true = truth(table, windows)
     report: dict[str, Any] = {
@@ -123,21 +127,22 @@ def score(
         "chunks": {name: p.chunks for name, p in predictions.items() if p.chunks is not None},
         "start_entropy": {name: p.start_entropy for name, p in predictions.items() if p.start_entropy is not None},
     }
-    # A vector's entries have no common range: each is measured by its own, as far as the test set goes.
-    scale = np.maximum(np.ptp(table.frames, axis=0), 1e-6) if spec.kind == "vector" else spec.scale
+    modalities = [
+        Scored(part, _scale(part, frames), vocabulary if part is spec.shown else None)
+        for part, frames in modalities_of(spec, table.frames)
+    ]
     for column, horizon in enumerate(windows.horizons):
         rows, event_rows = (np.flatnonzero(chosen[:, column]) for chosen in (windows.sampled, windows.eventful))
         classes = frame_classes(table, windows, shown, horizon, rows)
         entry: dict[str, Any] = {"windows": len(rows), "frames": {}, "reward": {}, "termination": {}}
+        if spec.parts:
+            entry["modalities"] = {part.name: {} for part in spec.parts}
         for name, predicted in predictions.items():
-            scores = frame_scores(
-                predicted.frames[rows, column],
-                true.frames[rows, column],
-                kind=spec.kind,
-                scale=scale,
-                vocabulary=vocabulary,
-            )
+            each = _score_each(modalities, spec, predicted.frames[rows, column], true.frames[rows, column])
+            scores = together(each)
             entry["frames"][name] = {label: mean_scores(scores, chosen) for label, chosen in classes.items()}
+            for part, own in zip(spec.parts, each):
+                entry["modalities"][part.name][name] = {label: mean_scores(own, c) for label, c in classes.items()}
             entry["reward"][name] = reward_scores(predicted.reward[event_rows, column], true.reward[event_rows, column])
             entry["termination"][name] = event_scores(
                 predicted.terminated[event_rows, column], true.terminated[event_rows, column]
@@ -150,6 +155,29 @@ def score(
             )
         report["horizons"][str(horizon)] = entry
     return report
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How one modality is scored: what it looks like, the range of its values, and its tiles if it is made of such."""
+
+    spec: ObservationSpec
+    scale: float | np.ndarray
+    vocabulary: TileVocabulary | None
+
+
+def _scale(spec: ObservationSpec, frames: np.ndarray) -> float | np.ndarray:
+    """A vector's entries have no common range: each is measured by its own, as far as the test set goes."""
+    return np.maximum(np.ptp(frames, axis=0), 1e-6) if spec.kind == "vector" else spec.scale
+
+
+def _score_each(
+    modalities: list[Scored], spec: ObservationSpec, predicted: np.ndarray, true: np.ndarray
+) -> list[dict[str, np.ndarray]]:
+    return [
+        frame_scores(dreamed, real, kind=m.spec.kind, scale=m.scale, vocabulary=m.vocabulary)
+        for m, (_, dreamed), (_, real) in zip(modalities, modalities_of(spec, predicted), modalities_of(spec, true))
+    ]
 
 
 def frame_classes(

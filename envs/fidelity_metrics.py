@@ -82,7 +82,7 @@ def frame_scores(
         vocabulary: given for images that are made of tiles.
 
     Returns:
-        `(N,)` arrays: `error` (mean absolute), `squared_error` (mean), and for tiled images and symbolic grids
+        `(N,)` arrays: `error` (mean absolute), `squared_error` (mean), and for tiled images, symbolic grids and choices
         `exact` (bool) and `tile_rate` (share of right tiles or cells); a true tile that the vocabulary lacks cannot
         be predicted right, their share is `unknown_tiles`.
     """
@@ -92,7 +92,10 @@ def frame_scores(
     difference = predicted.astype(np.float32) - true.astype(np.float32)
     difference = (difference / scale).reshape(shape)
     scores = {"error": np.abs(difference).mean(axis=1), "squared_error": (difference**2).mean(axis=1)}
-    if kind == "grid":
+    if kind == "choice":
+        right = (predicted == true).all(axis=-1)
+        scores |= {"exact": right, "tile_rate": right.astype(np.float64)}
+    elif kind == "grid":
         right = (predicted == true).all(axis=-1).reshape(len(true), int(np.prod(true.shape[1:-1])))
         scores |= {"exact": right.all(axis=1), "tile_rate": right.mean(axis=1)}
     elif vocabulary is not None:
@@ -103,6 +106,15 @@ def frame_scores(
             "tile_rate": right.mean(axis=1),
             "unknown_tiles": 1 - known.mean(axis=1),
         }
+    return scores
+
+
+def together(each: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The `frame_scores` of frames of several modalities: exact where all are, else their mean."""
+    names = set(each[0]).intersection(*each)
+    scores = {name: np.mean([own[name] for own in each], axis=0) for name in names}
+    if "exact" in names:
+        scores["exact"] = np.all([own["exact"] for own in each], axis=0)
     return scores
 
 

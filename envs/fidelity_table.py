@@ -38,6 +38,16 @@ def fidelity_table(report: dict[str, Any]) -> str:
             rows.append([horizon, CLASSES[label], str(scores[0]["frames"]), *cells])
     lines += _table(["step", "frames", "n", *(PREDICTIONS[name] for name in names)], rows)
 
+    modalities = list(some.get("modalities", {}))
+    if modalities:
+        lines += ["", "Modality by modality, all frames, exact or PSNR in dB (mean absolute error):", ""]
+        rows = []
+        for horizon, entry in horizons.items():
+            for modality in modalities:
+                scores = [entry["modalities"][modality][name]["all"] for name in names]
+                rows.append([horizon, modality, *(_exact(s) if "exact" in s else _psnr(s) for s in scores)])
+        lines += _table(["step", "modality", *(PREDICTIONS[name] for name in names)], rows)
+
     lines += ["", "Rewards and terminations, precision / recall / F1:", ""]
     names = [name for name in names if name != "repeat_last_frame"]
     rows = []

@@ -16,6 +16,7 @@ from minigrid.core.actions import Actions
 from minigrid.core.world_object import Door
 from minigrid.minigrid_env import MiniGridEnv
 
+from worldmodel.envs.observations import to_frames
 from worldmodel.envs.rollout import Episode
 from worldmodel.errors import UserError
 
@@ -130,7 +131,7 @@ def play_episode(env: gym.Env, seed: int, detours: int = 0) -> Episode:
     observation, _ = env.reset(seed=seed)
     rng = np.random.default_rng(seed)
     choices = [int(action) for action in Actions if minigrid_of(env).action_space.contains(int(action))]
-    observations, actions, rewards = [observation], [], []
+    observations, actions, rewards = [to_frames(env.observation_space, observation)], [], []
     terminated = truncated = False
     while not (terminated or truncated):
         plan = shortest_plan(env)
@@ -143,7 +144,7 @@ def play_episode(env: gym.Env, seed: int, detours: int = 0) -> Episode:
             plan += rng.choice(choices, size=rng.integers(1, 25)).tolist()
         for action in plan:
             observation, reward, terminated, truncated, _ = env.step(action)
-            observations.append(observation)
+            observations.append(to_frames(env.observation_space, observation))
             actions.append(action)
             rewards.append(float(reward))
             if terminated or truncated:

@@ -14,11 +14,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box
+from gymnasium import Space
+from gymnasium.spaces import Box, Dict
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import (
     AddRenderObservation,
     DtypeObservation,
+    FilterObservation,
     FlattenObservation,
     TimeLimit,
     TransformObservation,
@@ -58,23 +60,38 @@ def _minigrid_grid(env: gymnasium.Env) -> gymnasium.Env:
     return ImgObsWrapper(env)
 
 
+def _minigrid_rgb_direction(env: gymnasium.Env) -> gymnasium.Env:
+    """What the agent sees, 56x56x3, and beside it which way it looks, one of four: two modalities."""
+    from minigrid.wrappers import RGBImgPartialObsWrapper
+
+    return FilterObservation(RGBImgPartialObsWrapper(env, tile_size=8), ["image", "direction"])
+
+
+def _render_beside(env: gymnasium.Env) -> gymnasium.Env:
+    """The rendered picture beside the observation: a dict of both."""
+    return AddRenderObservation(env, render_only=False)
+
+
 def _render(env: gymnasium.Env) -> gymnasium.Env:
     """The rendered picture in place of the observation."""
     return AddRenderObservation(env, render_only=True)
 
 
 def _resize64(env: gymnasium.Env) -> gymnasium.Env:
-    """Images averaged down to 64x64, every source pixel counted by its area."""
-    shape = env.observation_space.shape or ()
-    if len(shape) != 3:
-        raise UserError(f"the wrapper 'resize64' needs images of shape (H, W, C), not {shape}")
+    """Images averaged down to 64x64, every source pixel counted by its area; of a dict those that it holds."""
 
     def shrink(image: np.ndarray) -> np.ndarray:
         chw = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()
         small = torch.nn.functional.interpolate(chw[None], size=(64, 64), mode="area")[0]
         return small.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
-    return TransformObservation(env, shrink, Box(0, 255, (64, 64, shape[2]), np.uint8))
+    def small(space: Space) -> Space | None:
+        shape = space.shape or ()
+        return Box(0, 255, (64, 64, shape[2]), np.uint8) if len(shape) == 3 else None
+
+    return _transformed(
+        env, shrink, small, f"the wrapper 'resize64' needs images of shape (H, W, C), not {env.observation_space}"
+    )
 
 
 class SkipFrames(gymnasium.Wrapper):
@@ -108,6 +125,47 @@ def _grayscale(env: gymnasium.Env) -> gymnasium.Env:
     return TransformObservation(env, mix, Box(0, 255, (*shape[:2], 1), np.uint8))
 
 
+def _single_precision(env: gymnasium.Env) -> gymnasium.Env:
+    """Numbers of float64 as float32; without any, the environment as it is."""
+
+    def single(space: Space) -> Space | None:
+        if not isinstance(space, Box) or space.dtype != np.float64:
+            return None
+        return Box(space.low, space.high, space.shape, np.float32)
+
+    return _transformed(env, lambda values: values.astype(np.float32), single)
+
+
+def _transformed(
+    env: gymnasium.Env,
+    function: Callable[[np.ndarray], np.ndarray],
+    becomes: Callable[[Space], Space | None],
+    sentence: str = "",
+) -> gymnasium.Env:
+    """What an environment shows, changed; of a dict each part by itself.
+
+    Args:
+        env: the environment.
+        function: changes an observation, or a part.
+        becomes: the space of what a space's observations are changed to; None where they stay as they are.
+        sentence: said where nothing changes; without one that is no mistake.
+    """
+    space = env.observation_space
+    if not isinstance(space, Dict):
+        changed = becomes(space)
+        if changed is not None:
+            return TransformObservation(env, function, changed)
+    elif parts := {name: new for name, part in space.spaces.items() if (new := becomes(part)) is not None}:
+
+        def each(observation: dict[str, Any]) -> dict[str, Any]:
+            return observation | {name: function(observation[name]) for name in parts}
+
+        return TransformObservation(env, each, Dict({**space.spaces, **parts}))
+    if sentence:
+        raise UserError(sentence)
+    return env
+
+
 def _flatten(env: gymnasium.Env) -> gymnasium.Env:
     """Anything as one float32 vector; discrete parts as one-hots."""
     return DtypeObservation(FlattenObservation(env), np.float32)
@@ -118,7 +176,9 @@ WRAPPERS: dict[str, Callable[[gymnasium.Env], gymnasium.Env]] = {
     "minigrid_rgb16": _minigrid_rgb16,
     "minigrid_rgb_full": _minigrid_rgb_full,
     "minigrid_grid": _minigrid_grid,
+    "minigrid_rgb_direction": _minigrid_rgb_direction,
     "render": _render,
+    "render_beside": _render_beside,
     "skip4": SkipFrames,
     "resize64": _resize64,
     "grayscale": _grayscale,
@@ -149,12 +209,12 @@ def make_env(
         env_id: such as `"MiniGrid-Empty-Random-6x6-v0"`, `"CartPole-v1"`, or `"module:Id-v0"`.
         wrappers: names from `WRAPPERS`, the innermost first; `None` takes `default_wrappers(env_id)`.
         seed: resets the environment once with this seed.
-        render_mode: passed on; the wrapper `"render"` sets it to `"rgb_array"`.
+        render_mode: passed on; the wrappers `"render"` and `"render_beside"` set it to `"rgb_array"`.
         max_episode_steps: time limit; `None` keeps the registered one.
         **kwargs: passed to the environment.
 
     Returns:
-        The environment; observations of float64 are made float32.
+        The environment; observations of float64 are made float32, in a dict too.
 
     Raises:
         UserError: the id or a wrapper is unknown, or the environment cannot be built.
@@ -163,7 +223,7 @@ def make_env(
     for name in names:
         if name not in WRAPPERS:
             raise UserError(f"there is no wrapper {name!r}{_near(name, WRAPPERS)}; known are {', '.join(WRAPPERS)}")
-    if "render" in names:
+    if {"render", "render_beside"} & set(names):
         render_mode = "rgb_array"
     if render_mode is not None:  # environments without pictures do not know the word
         kwargs["render_mode"] = render_mode
@@ -175,8 +235,7 @@ def make_env(
         env = WRAPPERS[name](env)
     if outside is not None:
         env = TimeLimit(env, outside)
-    if isinstance(env.observation_space, Box) and env.observation_space.dtype == np.float64:
-        env = DtypeObservation(env, np.float32)
+    env = _single_precision(env)
     if seed is not None:
         env.reset(seed=seed)
     return env

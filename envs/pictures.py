@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from worldmodel.envs.chunk_maps import chunk_edges, chunk_map, patch_order
 from worldmodel.envs.fidelity_metrics import EVENT
+from worldmodel.envs.observations import first_modality
 from worldmodel.envs.open_loop import closed_loop, observe_context, open_loop, truth
 from worldmodel.envs.test_set import TestSet
 from worldmodel.envs.video import write_viewable
@@ -23,13 +24,16 @@ AWAKE, DREAMING = (90, 90, 90), (230, 130, 0)  # colours of the bars in a video
 
 
 def to_rgb(frames: np.ndarray, spec: ObservationSpec) -> np.ndarray:
-    """Observations `(..., H, W, C)` as uint8 colours `(..., H, W, 3)`: one channel is grey, of two one stays black.
+    """Frames `(..., *shape)` as uint8 colours `(..., H, W, 3)`: one channel is grey, of two one stays black.
+
+    Of several modalities the first one is shown.
 
     Raises:
-        UserError: they are vectors.
+        UserError: there is nothing to show in them.
     """
-    if spec.kind == "vector":
+    if spec.shown is None:
         raise UserError("there are no pictures of vector observations; choose the wrapper 'render' to get images")
+    frames, spec = first_modality(spec, frames), spec.shown
     if spec.dtype != "uint8" or spec.kind == "grid":
         frames = ((frames.astype(np.float32) - spec.offset) / spec.scale * 255).round().clip(0, 255).astype(np.uint8)
     channels = frames.shape[-1]
@@ -131,12 +135,12 @@ def draw_dreams(
         The files written.
 
     Raises:
-        UserError: observations are vectors, or no episode is long enough.
+        UserError: there is nothing to show in the observations, or no episode is long enough.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     spec, table = model.config.observation, test_set.table
-    windows, order = last_steps(test_set, count, context, steps), patch_order(model.frame_stage.patches)
+    windows, order = last_steps(test_set, count, context, steps), patch_order(model.frame_stage.patches.shown)
     real = truth(table, windows)
     state = observe_context(model, table, windows, seed=seed)
     dream, seen = open_loop(model, state, table, windows), closed_loop(model, state, table, windows)

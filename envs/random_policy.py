@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from gymnasium import Space
+
+from worldmodel.envs.observations import count_rows
 
 
 class RandomPolicy:
@@ -26,11 +29,12 @@ class RandomPolicy:
         self.seeds = itertools.count(seed) if isinstance(seed, int) else iter(seed)
 
     def act(
-        self, observation: np.ndarray, memory: list[Space] | None, first: np.ndarray | None = None
+        self, observation: Any, memory: list[Space] | None, first: np.ndarray | None = None
     ) -> tuple[np.ndarray, list[Space]]:
         """One random action a row. See `worldmodel.envs.rollout.Policy`; the memory is one seeded space a row."""
         if memory is None:
-            memory, first = [self.action_space] * len(observation), np.ones(len(observation), bool)
+            first = np.ones(count_rows(observation), bool)
+            memory = [self.action_space] * len(first)
         if first is not None and first.any():
             memory = list(memory)
             for row in np.flatnonzero(first).tolist():

@@ -14,15 +14,17 @@ from typing import Any, Protocol
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from worldmodel.envs.observations import to_frames
+
 
 class Policy(Protocol):
     """Whatever chooses actions for a batch of rows."""
 
-    def act(self, observation: np.ndarray, memory: Any, first: np.ndarray | None = None) -> tuple[np.ndarray, Any]:
+    def act(self, observation: Any, memory: Any, first: np.ndarray | None = None) -> tuple[np.ndarray, Any]:
         """Choose one action a row.
 
         Args:
-            observation: `(B, *observation shape)`.
+            observation: a batch of B, as the environment shows it.
             memory: what the last call returned; `None` at the start.
             first: `(B,)` bool, rows that begin a new episode and forget the old one.
 
@@ -37,7 +39,8 @@ class Episode:
     """One episode of `T` actions. `observations[t + 1]` and `rewards[t]` follow from `actions[t]`.
 
     Attributes:
-        observations: `(T + 1, ...)`, the last one is where the episode ended.
+        observations: `(T + 1, *frame shape)` as `worldmodel.envs.observations.to_frames` makes them, the last one is
+            where the episode ended.
         actions: `(T, ...)` as the environment took them.
         rewards: `(T,)` float32.
         terminated: the last observation is terminal.
@@ -139,11 +142,13 @@ def rollout(
                 return
             reset = {"reset_mask": first.copy()}
             observation, _ = venv.reset(seed=[e.seed for e in running], options=reset)  # type: ignore[arg-type]
+            frames = to_frames(venv.single_observation_space, observation)
             for row in np.flatnonzero(first).tolist():
-                running[row].observations.append(observation[row].copy())
+                running[row].observations.append(frames[row].copy())
 
         actions, memory = policy.act(observation, memory, first)
         observation, rewards, terminated, truncated, _ = venv.step(actions)
+        frames = to_frames(venv.single_observation_space, observation)
         first = terminated | truncated
         taken = 0
         for row, episode in enumerate(running):
@@ -153,7 +158,7 @@ def rollout(
             taken += 1
             episode.actions.append(np.array(actions[row]))
             episode.rewards.append(float(rewards[row]))
-            episode.observations.append(observation[row].copy())
+            episode.observations.append(frames[row].copy())
             if first[row]:
                 yield episode.finish(bool(terminated[row]), bool(truncated[row]))
                 episode.counted = False

@@ -17,10 +17,12 @@ from gymnasium import Space
 
 from worldmodel.batch import Batch
 from worldmodel.config import ModelConfig
+from worldmodel.envs.observations import first_modality
 from worldmodel.envs.rollout import Episode
 from worldmodel.envs.spaces import action_spec, to_model_action
 from worldmodel.envs.store import EpisodeStore
 from worldmodel.errors import UserError
+from worldmodel.specs import ObservationSpec
 from worldmodel.training import TrainConfig
 
 RARE = 0.1  # rewards on fewer than this share of all frames are events worth aiming at
@@ -149,7 +151,8 @@ class Segments:
             painted as often as what is seen all the time.
         mix: the share of loose frames into which a rectangle of another is pasted, so that the painter also sees what
             never was: a code that can paint those can paint what a better player will see.
-        grain: side of the squares that such rectangles are made of; None for observations that have no two axes.
+        spec: what frames look like; needed to mix them, which is done where they have rows and columns.
+        grain: side of the squares that such rectangles are made of.
     """
 
     def __init__(
@@ -162,10 +165,11 @@ class Segments:
         rare_share: float = 0.0,
         loose: int = 0,
         mix: float = 0.0,
-        grain: int | None = None,
+        spec: ObservationSpec | None = None,
+        grain: int = 1,
     ) -> None:
         self.table = table
-        self.loose, self.mix, self.grain = loose, mix, grain
+        self.loose, self.mix, self.spec, self.grain = loose, mix, spec, grain
         self.batch_size = batch_size
         self.length = length
         self.end_share, self.rare_share = end_share, rare_share
@@ -178,7 +182,6 @@ class Segments:
     @classmethod
     def for_training(cls, table: FrameTable, model: ModelConfig, training: TrainConfig, seed: int = 0) -> Segments:
         """As the two configs have it."""
-        grain = None if model.observation.kind == "vector" else model.frame.patch
         return cls(
             table,
             training.batch_size,
@@ -188,7 +191,8 @@ class Segments:
             rare_share=training.rare_share,
             loose=training.loose,
             mix=training.mix,
-            grain=grain,
+            spec=model.observation,
+            grain=model.frame.patch,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -204,16 +208,19 @@ class Segments:
         return batch
 
     def _loose_frames(self) -> np.ndarray:
-        """`(loose, *observation shape)`, of which a share `mix` shows a piece of another frame."""
+        """`(loose, *frame shape)`, of which a share `mix` shows a piece of another frame."""
         table, n, grain = self.table, self.loose, self.grain
         frames = table.frames[self.rng.integers(len(table.frames), size=n)]
-        if self.mix and grain:
+        if self.mix and self.spec is not None and self.spec.shown is not None:
             others = table.frames[self.rng.integers(len(table.frames), size=n)]
-            rows, columns = (-(-side // grain) for side in frames.shape[1:3])
+            pictures, pieces = (first_modality(self.spec, some) for some in (frames, others))
+            rows, columns = (-(-side // grain) for side in pictures.shape[1:3])
             for i in np.flatnonzero(self.rng.random(n) < self.mix):
                 (top, bottom), (left, right) = (_span(self.rng, side) for side in (rows, columns))
                 part = np.s_[i, grain * top : grain * bottom, grain * left : grain * right]
-                frames[part] = others[part]
+                pictures[part] = pieces[part]
+            if self.spec.parts:  # pictures were a copy
+                frames[:, self.spec.places[0]] = pictures.reshape(n, -1).view(np.uint8)
         return frames
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,14 +27,14 @@ class Snapshot:
 
     Attributes:
         state: the model's state, with `state.feature` `(B, F)`, what an agent sees.
-        observation: `(B, *observation shape)` the current observations.
+        frames: `(B, *frame shape)` what the rows show now, see `worldmodel.envs.observations`.
         elapsed: `(B,)` steps since the dream began.
         ended: `(B,)` whether the row waits to be reset.
         generators: one a row; they draw starts and dream seeds at the resets to come.
     """
 
     state: DreamState
-    observation: np.ndarray
+    frames: np.ndarray
     elapsed: np.ndarray
     ended: np.ndarray
     generators: tuple[np.random.Generator, ...]
@@ -48,7 +48,7 @@ class Snapshot:
             raise TypeError("index a snapshot with a list, an array or a slice of rows, not with one number")
         return Snapshot(
             state=self.state[torch.from_numpy(index)],
-            observation=self.observation[index],
+            frames=self.frames[index],
             elapsed=self.elapsed[index],
             ended=self.ended[index],
             generators=tuple(copy.deepcopy(self.generators[i]) for i in index),

@@ -6,11 +6,12 @@ in [-1, 1]; `to_model_action` and `from_model_action` are the only place where o
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 from gymnasium import Space
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
 from worldmodel.errors import UserError
 from worldmodel.specs import ActionSpec, ObservationSpec
@@ -23,7 +24,7 @@ def space_to_json(space: Space) -> dict[str, Any]:
     """Write a space as plain numbers, strings and lists.
 
     Args:
-        space: a Box, Discrete or MultiDiscrete.
+        space: a Box, Discrete or MultiDiscrete, or a Dict of such.
 
     Raises:
         UserError: it is a space of another kind.
@@ -40,8 +41,10 @@ def space_to_json(space: Space) -> dict[str, Any]:
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, MultiDiscrete):
         return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+    if isinstance(space, Dict):
+        return {"type": "Dict", "spaces": {name: space_to_json(part) for name, part in space.spaces.items()}}
     raise UserError(
-        f"the space {space} is a {type(space).__name__}; only Box, Discrete and MultiDiscrete are supported, "
+        f"the space {space} is a {type(space).__name__}; only Box, Discrete, MultiDiscrete and Dict are supported, "
         "so choose a wrapper that turns it into one of them"
     )
 
@@ -61,9 +64,11 @@ def space_from_json(data: dict[str, Any]) -> Space:
             return Discrete(data["n"], start=data["start"])
         if data["type"] == "MultiDiscrete":
             return MultiDiscrete(np.array(data["nvec"]), start=np.array(data["start"]))
+        if data["type"] == "Dict":
+            return Dict({name: space_from_json(part) for name, part in data["spaces"].items()})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the space description {data!r} cannot be read: {error!r}") from error
-    raise UserError(f"the space description {data!r} has an unknown type; known are Box, Discrete and MultiDiscrete")
+    raise UserError(f"the space description {data!r} has an unknown type; known are Box, Discrete, MultiDiscrete, Dict")
 
 
 def _bounds_to_json(bounds: np.ndarray) -> Any:
@@ -82,15 +87,20 @@ def observation_spec(space: Space, kind: str | None = None) -> ObservationSpec:
     """What the model needs to know about the observations of `space`.
 
     Args:
-        space: Box of uint8 or float32, `(H, W, C)` or `(D,)`.
+        space: Box of uint8 or float32, `(H, W, C)` or `(D,)`; Discrete; or a Dict of these.
         kind: `"image"`, `"grid"` or `"vector"`; guessed from the shape if left out.
 
     Raises:
         UserError: observations of this space cannot be fed to the model.
     """
+    if isinstance(space, Dict):
+        return ObservationSpec.record(_part(name, part) for name, part in space.spaces.items())
+    if isinstance(space, Discrete):
+        return ObservationSpec(kind="choice", shape=(int(space.n),), scale=1.0)
     if not isinstance(space, Box):
         raise UserError(
-            f"the observation space {space} is not a Box; choose a wrapper that makes it one, such as 'flatten'"
+            f"the observation space {space} is not a Box, a Discrete or a Dict of these; choose a wrapper that makes "
+            "it one, such as 'flatten'"
         )
     if space.dtype.name not in ("uint8", "float32"):
         raise UserError(f"observations must be uint8 or float32, not {space.dtype.name}")
@@ -109,6 +119,15 @@ def observation_spec(space: Space, kind: str | None = None) -> ObservationSpec:
         return ObservationSpec(shape=space.shape, dtype=space.dtype.name, kind=kind, offset=offset, scale=scale)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _part(name: str, space: Space) -> ObservationSpec:
+    try:
+        if isinstance(space, Dict):
+            raise UserError(f"{space} is a Dict itself, and only one level can be told apart: choose a flatter wrapper")
+        return dataclasses.replace(observation_spec(space), name=name)
+    except UserError as error:
+        raise UserError(f"in the part {name!r} of the observations: {error}") from error
 
 
 def _value_range(space: Box, kind: str) -> tuple[float, float]:

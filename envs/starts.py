@@ -18,7 +18,7 @@ import numpy as np
 
 from worldmodel.checkpoint import CONFIG_FILE, MODEL_FILE, load_environment, load_model
 from worldmodel.envs.contexts import Contexts, burn_in, load_contexts
-from worldmodel.envs.convert import to_observations
+from worldmodel.envs.observations import frame_type
 from worldmodel.envs.spaces import space_from_json
 from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
@@ -35,7 +35,7 @@ class Starts:
 
     Attributes:
         state: the burnt-in states, one a row; to be reseeded by whoever dreams on from them.
-        frames: `(N, *observation shape)` the model's own picture of the last frame of each context.
+        frames: `(N, *frame shape)` the model's own picture of the last frame of each context.
     """
 
     state: DreamState
@@ -110,19 +110,19 @@ def _load(path: Path, device: str) -> DreamWorld:
         spaces = {name: space_from_json(environment[name]) for name in ("observation_space", "action_space")}
     except (KeyError, TypeError) as error:
         raise UserError(f"{path / CONFIG_FILE} does not describe the environment's spaces: {error!r}") from error
-    config, observation = model.config, spaces["observation_space"]
-    if observation.shape != config.observation.shape or contexts.frames.shape[2:] != config.observation.shape:
+    config, observation = model.config, frame_type(spaces["observation_space"])[0]
+    if observation != config.observation.shape or contexts.frames.shape[2:] != config.observation.shape:
         raise UserError(
             f"the files of {path} do not fit each other: the model sees {config.observation.shape}, the environment "
-            f"shows {observation.shape} and the contexts hold {contexts.frames.shape[2:]}; train the run anew"
+            f"shows {observation} and the contexts hold {contexts.frames.shape[2:]}; train the run anew"
         )
     starts = {}
     for kind, rows in zip(START_KINDS, (contexts.initial, ~contexts.initial)):
         if rows.any():
-            starts[kind] = _burn_in(model, contexts[rows], observation)
+            starts[kind] = _burn_in(model, contexts[rows])
     return DreamWorld(model, environment, **spaces, starts=starts)
 
 
-def _burn_in(model: WorldModel, contexts: Contexts, observation_space: gymnasium.Space) -> Starts:
+def _burn_in(model: WorldModel, contexts: Contexts) -> Starts:
     state, out = burn_in(model, contexts)
-    return Starts(state, to_observations(model.decode(out), observation_space))
+    return Starts(state, model.decode(out).cpu().numpy())

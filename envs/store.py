@@ -2,8 +2,9 @@
 
     store/
       index.json           format version, environment spec, codec, one entry an episode
-      episodes/000000.mkv  T + 1 frames (only with the codec "x264rgb")
-      episodes/000000.npz  actions, rewards, flags, seed, checksum; the observations too with the codec "npz"
+      episodes/000000.mkv  T + 1 pictures (only with the codec "x264rgb")
+      episodes/000000.npz  actions, rewards, flags, seed, checksum; the observations too with the codec "npz", or what
+                           there is beside the pictures
 
 Every file is written beside its place and moved there, the index last. So whoever is killed half-way leaves a valid
 store, and the next `add` writes over what was not yet in the index.
@@ -20,10 +21,12 @@ from typing import Any
 
 import numpy as np
 from gymnasium import Space
+from gymnasium.spaces import Dict
 
 from worldmodel.envs.check_episode import checked
+from worldmodel.envs.observations import to_frames
 from worldmodel.envs.rollout import Episode
-from worldmodel.envs.spaces import SMALLEST_IMAGE, space_from_json, space_to_json
+from worldmodel.envs.spaces import SMALLEST_IMAGE, observation_spec, space_from_json, space_to_json
 from worldmodel.envs.store_index import put, read_index, write_index
 from worldmodel.envs.video import read_video, write_video
 from worldmodel.errors import UserError
@@ -108,7 +111,7 @@ class EpisodeStore:
 
     def add(
         self,
-        frames: np.ndarray,
+        frames: np.ndarray | dict[str, np.ndarray],
         actions: np.ndarray,
         rewards: np.ndarray,
         terminated: bool,
@@ -118,7 +121,7 @@ class EpisodeStore:
         """Append one episode of `T` actions.
 
         Args:
-            frames: `(T + 1, *observation shape)`, in the dtype of the observation space.
+            frames: `(T + 1, *observation shape)`, in the dtype of the observation space; for a Dict a dict of such.
             actions: `(T, *action shape)`; `actions[t]` was taken at `frames[t]` and led to `frames[t + 1]`.
             rewards: `(T,)`; `rewards[t]` was paid for `actions[t]`.
             terminated: the last frame is terminal: nothing can follow it.
@@ -133,7 +136,12 @@ class EpisodeStore:
         """
         return self.add_episode(
             Episode(
-                np.asarray(frames), np.asarray(actions), np.asarray(rewards), bool(terminated), bool(truncated), seed
+                to_frames(self.observation_space, frames),
+                np.asarray(actions),
+                np.asarray(rewards),
+                bool(terminated),
+                bool(truncated),
+                seed,
             )
         )
 
@@ -152,8 +160,11 @@ class EpisodeStore:
         }
         if self.codec == "x264rgb":
             video = io.BytesIO()
-            write_video(video, frames)
+            pictures, beside = _apart(frames, self.observation_space)
+            write_video(video, pictures)
             put(self._path(name, "mkv"), video.getvalue())
+            if beside.size:
+                arrays["beside"] = beside
         else:
             arrays["observations"] = frames
         sidecar = io.BytesIO()
@@ -180,7 +191,7 @@ class EpisodeStore:
         try:
             with np.load(io.BytesIO(self._path(name, "npz").read_bytes())) as arrays:
                 data = {key: arrays[key] for key in arrays.files}
-            frames = read_video(self._path(name, "mkv")) if self.codec == "x264rgb" else data["observations"]
+            frames = self._frames(name, data)
             seed = int(data["seed"])
             episode = Episode(
                 observations=frames,
@@ -195,6 +206,14 @@ class EpisodeStore:
             return checked(episode, self.observation_space, self.action_space)
         except Exception as error:  # zip, numpy and FFmpeg answer flipped bits with almost any exception there is
             raise UserError(f"the episode {name} in {self.root} is damaged: {error or repr(error)}") from error
+
+    def _frames(self, name: str, data: dict[str, np.ndarray]) -> np.ndarray:
+        if self.codec != "x264rgb":
+            return data["observations"]
+        pictures = read_video(self._path(name, "mkv"))
+        if "beside" not in data:
+            return pictures
+        return np.concatenate([pictures.reshape(len(pictures), -1), data["beside"]], axis=1)
 
     def episodes(self) -> Iterator[Episode]:
         """All episodes, decoded one by one. Damaged ones are skipped, each with a warning that names it."""
@@ -213,6 +232,22 @@ class EpisodeStore:
 
 def _codec_for(space: Space) -> str:
     """Colour images as video; H.264 takes no smaller ones, and no other kinds."""
-    shape = space.shape or ()
-    image = space.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3
+    shape, dtype = _shown_type(space)
+    image = dtype == np.uint8 and len(shape) == 3 and shape[2] == 3
     return "x264rgb" if image and min(shape[:2]) >= SMALLEST_IMAGE else "npz"
+
+
+def _shown_type(space: Space) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of what can be shown of an observation: of a dict its first picture."""
+    if isinstance(space, Dict):
+        shown = observation_spec(space).shown
+        return ((), np.dtype(np.uint8)) if shown is None else (shown.shape, np.dtype(shown.dtype))
+    return space.shape or (), np.dtype(space.dtype)
+
+
+def _apart(frames: np.ndarray, space: Space) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures `(T + 1, H, W, 3)` of frames, and the bytes beside them: pictures come first in a record."""
+    shape, _ = _shown_type(space)
+    flat = frames.reshape(len(frames), -1)
+    pictures, beside = np.split(flat, [int(np.prod(shape))], axis=1)
+    return np.ascontiguousarray(pictures).reshape(len(frames), *shape), beside

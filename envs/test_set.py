@@ -41,7 +41,7 @@ PLANS = (
     8  # the k-th succeeding episode has k mod 8 detours: without them none is long enough to be dreamed for 50 steps
 )
 RANDOM_BYTES = 2**30  # of random episodes, about; the last one is kept whole
-PARTIAL_VIEWS = ("minigrid_rgb", "minigrid_rgb16", "minigrid_grid")
+PARTIAL_VIEWS = ("minigrid_rgb", "minigrid_rgb16", "minigrid_rgb_direction", "minigrid_grid")
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def watch_episode(model: WorldModel, table: FrameTable, episode: int, seed: int 
     """Let the model see an episode from its first frame to its last, and count.
 
     Raises:
-        UserError: observations are vectors.
+        UserError: there is nothing to show in the observations.
     """
     at = np.arange(table.begin[episode], table.begin[episode + 1])
     frames = table.frames[table.index[at]]

@@ -116,8 +116,8 @@ def draw(args: Demo, measured: dict[str, Any]) -> None:
     learning_curves(args.out, folder / "learning_curves.png")
     agent = Agent.load(args.out, device, seed=args.seed)
     spec = agent.model.config.observation
-    if spec.kind == "vector":
-        print("observations are vectors, so there are no pictures of them")
+    if spec.shown is None:
+        print("observations are no pictures, so there are none of them")
         return
     draw_dreams(agent.model, load_test_set(environment), folder, steps=OPEN_LOOP_STEPS, seed=args.seed)
     seeds = measured["agent_real"]["seeds"][:SHOWN_EPISODES]

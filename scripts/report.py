@@ -9,6 +9,7 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from worldmodel.envs.observations import modalities_of
 from worldmodel.envs.open_loop import closed_loop, observe_context, open_loop, truth
 from worldmodel.envs.pictures import to_rgb, truth_dream_error
 from worldmodel.envs.segments import FrameTable
@@ -39,17 +40,18 @@ class Reporter:
         state = observe_context(model, self.table, windows, seed=self.seed)
         real = truth(self.table, windows)
         dream, seen = open_loop(model, state, self.table, windows), closed_loop(model, state, self.table, windows)
-        error = np.abs(dream.frames.astype(np.float32) - real.frames).mean() / spec.scale
-        writer.add_scalar("open_loop/error", float(error), update)
+        for (part, dreamed), (_, true) in zip(modalities_of(spec, dream.frames), modalities_of(spec, real.frames)):
+            error = np.abs(dreamed.astype(np.float32) - true).mean() / part.scale
+            writer.add_scalar(f"open_loop/error{part.name and '_' + part.name}", float(error), update)
         writer.add_scalar("chunks/open_loop", dream.chunks, update)
         writer.add_scalar("chunks/closed_loop", seen.chunks, update)
         writer.add_scalar("chunks/start_entropy_open_loop", dream.start_entropy, update)
-        if spec.kind == "vector":
+        if spec.shown is None:
             return
         true_frames, dream_frames = to_rgb(real.frames, spec), to_rgb(dream.frames, spec)
         rows = [truth_dream_error(t, d) for t, d in zip(true_frames, dream_frames)]
         frames = np.concatenate(rows, axis=1)
-        enlarge = max(1, LEAST_SIDE // spec.shape[0])  # for grids, a pixel a cell
+        enlarge = max(1, LEAST_SIDE // spec.shown.shape[0])  # for grids, a pixel a cell
         frames = frames.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
         summary = film("open_loop/truth_dream_error", frames)
         writer._get_file_writer().add_summary(summary, update)

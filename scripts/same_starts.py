@@ -13,14 +13,15 @@ from gymnasium.vector import VectorWrapper
 from worldmodel.envs.contexts import Contexts, burn_in
 from worldmodel.envs.dream_vector import DreamVectorEnv
 from worldmodel.envs.make import make_from_spec
+from worldmodel.envs.observations import from_frames, to_frames
 from worldmodel.envs.spaces import to_model_action
 
 
 def first_frames(environment: dict[str, Any], seeds: Sequence[int]) -> np.ndarray:
-    """What the real environment shows after a reset with each seed, `(N, *observation shape)`."""
+    """What the real environment shows after a reset with each seed, `(N, *frame shape)`."""
     env = make_from_spec(environment)
     try:
-        return np.stack([env.reset(seed=seed)[0] for seed in seeds])
+        return np.stack([to_frames(env.observation_space, env.reset(seed=seed)[0]) for seed in seeds])
     finally:
         env.close()
 
@@ -31,7 +32,7 @@ class SameStarts(VectorWrapper):
     Args:
         dream: with `AutoresetMode.DISABLED`.
         seeds: of the real episodes.
-        frames: `(N, *observation shape)` their first frames.
+        frames: `(N, *frame shape)` their first frames.
     """
 
     def __init__(self, dream: DreamVectorEnv, seeds: Sequence[int], frames: np.ndarray) -> None:
@@ -53,7 +54,7 @@ class SameStarts(VectorWrapper):
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Begin the dreams of these seeds. Rows whose seed is no real episode's only keep the others company."""
         assert isinstance(seed, Sequence), "rollout names the seed of every row"
         self.dream.reset(seed=seed, options=options)
@@ -63,7 +64,7 @@ class SameStarts(VectorWrapper):
         # The chance inside each dream is the one that this seed gives any dream.
         fresh = self.starts[torch.from_numpy(place)].reseed(here.state.tensors["key"])
         state = fresh.where(torch.from_numpy(rows).to(here.state.feature.device), here.state)
-        observation = here.observation.copy()
-        observation[rows] = self.frames[place[rows]]
-        self.dream.set_state(replace(here, state=state, observation=observation))
-        return observation.copy(), {}
+        frames = here.frames.copy()
+        frames[rows] = self.frames[place[rows]]
+        self.dream.set_state(replace(here, state=state, frames=frames))
+        return from_frames(self.dream.single_observation_space, frames), {}

@@ -147,7 +147,7 @@ def train(args: Train, store: EpisodeStore) -> int:
             model = WorldModel(config).to(device)
     except ValueError as error:
         raise UserError(f"such a model cannot be built: {error}") from error
-    if config.observation.kind == "vector":
+    if any(modality.kind == "vector" for modality in config.observation.modalities):
         model.frame_stage.patches.fit(torch.from_numpy(table.frames).to(device))
     batches = Segments.for_training(table, config, training, seed=args.seed)
     trainer = Trainer(model, batches, args.out, training, seed=args.seed)

@@ -134,7 +134,7 @@ def test_actions_are_the_environments_own(space):
     environment = {"observation_space": space_to_json(observation), "action_space": space_to_json(space)}
     model = small_model(environment)
     assert model.config.observation == observation_spec(observation) and model.config.action == action_spec(space)
-    agent = Agent(model, fresh_agent(model), space)
+    agent = Agent(model, fresh_agent(model), observation, space)
     rng, memory, seen = np.random.default_rng(0), None, []
     for _ in range(20):
         action, memory = agent.act(rng.uniform(-1, 1, (4, 3)).astype(np.float32), memory)
@@ -159,6 +159,6 @@ def test_what_does_not_fit_is_said(run, frames, tmp_path):
         agent.act(frames[0][:2], agent.act(frames[0])[1])
     stranger = ActorCritic(5, agent.actor_critic.action)
     with pytest.raises(UserError, match="expects 5 features"):
-        Agent(agent.model, stranger, agent.action_space)
+        Agent(agent.model, stranger, agent.observation_space, agent.action_space)
     with pytest.raises(UserError, match="not a run folder"):
         Agent.load(tmp_path)

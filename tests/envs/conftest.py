@@ -21,6 +21,18 @@ def always(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def compass(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Dreams of what a MiniGrid agent sees and of which way it looks: dicts of two modalities."""
+    return str(write_run(tmp_path_factory.mktemp("compass"), MINIGRID, wrappers=["minigrid_rgb_direction"]))
+
+
+@pytest.fixture(scope="session")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Dreams of a world in which an observation is one number of sixteen."""
+    return str(write_run(tmp_path_factory.mktemp("lake"), "FrozenLake-v1"))
+
+
+@pytest.fixture(scope="session")
 def cartpole(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Dreams of vectors."""
     return str(write_run(tmp_path_factory.mktemp("cartpole"), "CartPole-v1"))

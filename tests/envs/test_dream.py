@@ -183,7 +183,7 @@ def test_features_instead_of_pixels(run: str) -> None:
         np.testing.assert_array_equal(truncated, cut.numpy())
         kept = ~(end | cut)
         torch.testing.assert_close(info["final_feature"][kept], feature[kept])
-        np.testing.assert_array_equal(features.get_state().observation, observations)
+        np.testing.assert_array_equal(features.get_state().frames, observations)
 
 
 # -- What goes wrong --------------------------------------------------------------------------------------------------

@@ -13,8 +13,12 @@ from worldmodel.envs.make import make_vector_env, spec_of
 from worldmodel.envs.random_policy import RandomPolicy
 from worldmodel.envs.rollout import Episode, episode_seeds, rollout
 from worldmodel.envs.segments import FrameTable, Segments
+from worldmodel.envs.spaces import observation_spec
 from worldmodel.envs.store import EpisodeStore
 from worldmodel.errors import UserError
+from worldmodel.specs import ObservationSpec
+
+SHOWN = observation_spec(last_action_env.LastActionEnv.observation_space)
 
 
 def played(episodes=20, **kwargs):
@@ -83,7 +87,9 @@ def test_mixed_frames_are_a_rectangle_of_one_frame_in_another():
     frames = np.arange(1, 7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 12, 1), np.uint8)
     episode = Episode(frames, np.zeros(5, int), np.zeros(5, np.float32), False, True)
     table = FrameTable.from_episodes([episode], last_action_env.LastActionEnv.action_space)
-    batch = Segments(table, 1, 2, seed=int(rng.integers(99)), loose=300, mix=0.5, grain=4).sample()
+    batch = Segments(
+        table, 1, 2, seed=int(rng.integers(99)), loose=300, mix=0.5, spec=ObservationSpec(shape=(8, 12, 1)), grain=4
+    ).sample()
     loose = batch.frames[int(batch.index.max()) + 1 :, :, :, 0].numpy()
     mixed = [frame for frame in loose if len(np.unique(frame)) > 1]
     assert 90 < len(mixed) < 160  # half of them, but for those that met themselves or were covered whole
@@ -203,11 +209,11 @@ def test_dense_rewards_are_no_events(table):
 
 
 def test_the_sampler_goes_on_exactly(tmp_path, table):
-    segments = Segments(table, 4, 10, seed=3, loose=5, mix=0.5, grain=1)
+    segments = Segments(table, 4, 10, seed=3, loose=5, mix=0.5, spec=SHOWN, grain=1)
     segments.sample()
     torch.save(segments.state_dict(), tmp_path / "state.pt")
     expected = [segments.sample() for _ in range(3)]
-    resumed = Segments(table, 4, 10, seed=99, loose=5, mix=0.5, grain=1)
+    resumed = Segments(table, 4, 10, seed=99, loose=5, mix=0.5, spec=SHOWN, grain=1)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for one, other in zip(expected, resumed):
         assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one))

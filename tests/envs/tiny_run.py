@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,13 +10,16 @@ import torch
 from worldmodel.checkpoint import save_model
 from worldmodel.envs.collect import collect
 from worldmodel.envs.contexts import choose_contexts, save_contexts
+from worldmodel.envs.make import spec_of
 from worldmodel.envs.segments import FrameTable
 from worldmodel.envs.spaces import action_spec, observation_spec
 from worldmodel.model import WorldModel
 from worldmodel.presets import preset
 
 
-def write_run(folder: Path, env_id: str, end_bias: float = -3.0, steps: int = 200) -> Path:
+def write_run(
+    folder: Path, env_id: str, end_bias: float = -3.0, steps: int = 200, wrappers: Sequence[str] | None = None
+) -> Path:
     """A run folder whose model was never trained.
 
     Args:
@@ -23,8 +27,9 @@ def write_run(folder: Path, env_id: str, end_bias: float = -3.0, steps: int = 20
         env_id: a Gymnasium id.
         end_bias: logit of termination in every dreamt step; the default ends about one step in twenty.
         steps: to collect.
+        wrappers: by name; the default ones if left out.
     """
-    store = collect(env_id, folder / "data", steps, num_envs=4, progress=False)
+    store = collect(spec_of(env_id, wrappers=wrappers), folder / "data", steps, num_envs=4, progress=False)
     torch.manual_seed(0)
     model = WorldModel(preset("tiny", observation_spec(store.observation_space), action_spec(store.action_space)))
     with torch.no_grad():

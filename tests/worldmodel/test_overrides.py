@@ -79,9 +79,9 @@ def test_settings_that_hold_only_together_need_no_order():
 def test_a_modality_is_set_by_its_number_and_none_can_be_added():
     config = override(CONFIGS["record_learned"], "frame.beside.1.patch=2", "frame.beside.0.chunks=1.5")
     assert [(part.patch, part.chunks) for part in config.frame.beside] == [(1, 1.5), (2, 1.0)]
-    with pytest.raises(ValueError, match="3 modalities, so frame.beside must describe all but the first, not 3"):
+    with pytest.raises(ValueError, match=r"3 modalities, so frame\.beside must describe all but the first, not 3"):
         override(config, "frame.beside.2.chunks=1.5")
-    with pytest.raises(ValueError, match="nothing to set in frame.beside: observations have one modality only"):
+    with pytest.raises(ValueError, match=r"nothing to set in frame\.beside: observations have one modality only"):
         override(STRIDE, "frame.beside.0.chunks=1.5")
 
 
