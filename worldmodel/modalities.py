@@ -77,7 +77,8 @@ class Modalities(nn.Module):
 
     @staticmethod
     def _view(frames: Tensor, spec: ObservationSpec, place: slice) -> Tensor:
-        return frames[:, place].contiguous().view(TYPES[spec.dtype]).view(len(frames), *spec.shape)
+        own = frames[:, place].flatten().clone()  # bytes are numbers only where numbers may begin
+        return own.view(TYPES[spec.dtype]).view(len(frames), *spec.shape)
 
 
 def patches_of(spec: ObservationSpec, sizes: tuple[int, ...], order: str) -> Patches | Modalities:

@@ -51,9 +51,15 @@ FRAMES = torch.from_numpy(np.stack([picture(p, c) for c in range(COLOURS) for p 
 class Ring:
     """Endless batches of random play; an episode ends at the goal, wherever it was reached from."""
 
+    frames = FRAMES
+
     def __init__(self, rows: int = 4, length: int = 12, seed: int = 0, shuffle_actions: bool = False) -> None:
         self.rows, self.length, self.shuffle = rows, length, shuffle_actions
         self.rng = np.random.default_rng(seed)
+
+    def step(self, place: int, colour: int, action: int) -> tuple[int, int]:
+        """Where the dot is next, and in which colour."""
+        return (place + action - 1) % PLACES, colour
 
     def state_dict(self) -> dict[str, Any]:
         return {"rng": self.rng.bit_generator.state}
@@ -78,7 +84,7 @@ class Ring:
                     first[b, t] = True
                 else:
                     action[b, t] = self.rng.integers(3)
-                    place = (place + int(action[b, t]) - 1) % PLACES
+                    place, colour = self.step(place, colour, int(action[b, t]))
                     over = place == GOAL
                     reward[b, t], terminated[b, t] = 2.0 * over, over
                     elapsed[b, t] = elapsed[b, t - 1] + 1
@@ -86,4 +92,4 @@ class Ring:
         if self.shuffle:
             action = self.rng.permutation(action.ravel()).reshape(shape) * ~first
         arrays = (index, action, reward, terminated, first, first.copy(), elapsed)
-        return Batch(FRAMES, *(torch.from_numpy(a) for a in arrays))
+        return Batch(self.frames, *(torch.from_numpy(a) for a in arrays))

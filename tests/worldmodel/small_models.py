@@ -118,13 +118,15 @@ CONFIGS = {
 
 def random_frames(config: ModelConfig, n: int, seed: int) -> torch.Tensor:
     """`n` different observations of noise."""
+    return random_observations(config.observation, n, seed)
+
+
+def random_observations(spec: ObservationSpec, n: int, seed: int) -> torch.Tensor:
+    """The same, of any kind."""
     g = torch.Generator().manual_seed(seed)
-    return _random_frames(config.observation, n, g)
-
-
-def _random_frames(spec: ObservationSpec, n: int, g: torch.Generator) -> torch.Tensor:
     if spec.parts:
-        return torch.cat([_random_frames(part, n, g).flatten(1).view(torch.uint8) for part in spec.parts], dim=1)
+        each = (random_observations(part, n, seed + i) for i, part in enumerate(spec.parts))
+        return torch.cat([values.flatten(1).view(torch.uint8) for values in each], dim=1)
     if spec.kind == "choice":
         return torch.eye(spec.shape[0], dtype=torch.uint8)[torch.randint(0, spec.shape[0], (n,), generator=g)]
     if spec.dtype == "uint8":

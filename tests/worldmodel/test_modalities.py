@@ -6,14 +6,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import BESIDE, CONFIGS, RECORD, STRIDE, random_actions, random_batch, random_frames, random_model
+from moving_dot import CONFIG, FRAMES, GOAL, PLACES, Ring
+from small_models import (
+    BESIDE,
+    CONFIGS,
+    RECORD,
+    STRIDE,
+    random_actions,
+    random_batch,
+    random_frames,
+    random_model,
+    random_observations,
+)
 from test_model import KEY
+from test_training import QUICK
 
 from worldmodel.config import BesideConfig, ModelConfig
 from worldmodel.modalities import Modalities
 from worldmodel.model import WorldModel
 from worldmodel.presets import preset
 from worldmodel.specs import ObservationSpec
+from worldmodel.training import Trainer
 
 ROUTED = ("learned", "tried", "change", "random")
 # Three modalities of which each could have many chunks, and each is to have another number.
@@ -64,21 +77,20 @@ modality = st.one_of(
     parts=st.lists(modality, min_size=1, max_size=4),
     size=st.integers(1, 4),
     order=st.sampled_from(["raster", "hilbert"]),
+    n=st.sampled_from([1, 5]),
 )
-def test_patches_of_any_record_and_back(parts, size, order):
+def test_patches_of_any_record_and_back(parts, size, order, n):
     spec = ObservationSpec.record(parts)
     patches = Modalities(spec, (size,) * len(parts), order)
-    frames = random_frames(
-        replace(STRIDE, observation=spec, frame=replace(STRIDE.frame, beside=BESIDE[:1] * (len(parts) - 1))), 5, 0
-    )
+    frames = random_observations(spec, n, seed=0)
     cut = patches(frames)
-    assert cut.shape == (5, patches.count, patches.values) and len(patches.part) == patches.count
+    assert cut.shape == (n, patches.count, patches.values) and len(patches.part) == patches.count
     assert (cut[:, ~patches.mask] == 0).all()  # nobody writes into the columns of the others
     back = patches.inverse(cut)
     assert back.dtype == torch.uint8 and back.shape == frames.shape
     for part, place in zip(spec.parts, spec.places):
         kind = torch.uint8 if part.dtype == "uint8" else torch.float32
-        a, b = (rows[:, place].contiguous().view(kind) for rows in (frames, back))
+        a, b = (rows[:, place].flatten().clone().view(kind) for rows in (frames, back))
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -195,3 +207,71 @@ def test_parts_have_no_parts_and_nothing_else_has_any():
         ObservationSpec(shape=(3,), kind="record")
     with pytest.raises(ValueError, match="no other, has parts"):
         ObservationSpec.record([RECORD])
+
+
+# -- A world that no modality shows whole ------------------------------------------------------------------------------
+
+GEARS = ObservationSpec.record(
+    [
+        ObservationSpec(name="view", shape=(8, 8, 1)),
+        ObservationSpec(name="meter", kind="vector", shape=(1,), dtype="float32", scale=1.0),
+        ObservationSpec(name="gear", kind="choice", shape=(2,), scale=1.0),
+    ]
+)
+GEARED = replace(
+    CONFIG,
+    observation=GEARS,
+    frame=replace(CONFIG.frame, beside=(BesideConfig(patch=1), BesideConfig(patch=2))),
+)
+
+
+class Geared(Ring):
+    """The dot on its ring, seen by a camera; which way an action moves it only the gear tells, which "stay" changes.
+
+    A meter shows how far it is around, in a unit of its own.
+    """
+
+    @staticmethod
+    def records() -> torch.Tensor:
+        place = torch.arange(PLACES).repeat(2)
+        view = FRAMES[:PLACES].flatten(1).repeat(2, 1)
+        meter = (100.0 * place[:, None]).view(torch.uint8)
+        gear = torch.eye(2, dtype=torch.uint8).repeat_interleave(PLACES, 0)
+        return torch.cat([view, meter, gear], dim=1)
+
+    def step(self, place: int, gear: int, action: int) -> tuple[int, int]:
+        return (place + (action - 1) * (1 - 2 * gear)) % PLACES, gear ^ (action == 1)
+
+
+def test_a_world_that_no_modality_shows_whole_is_learned_from_all_of_them(tmp_path):
+    torch.manual_seed(0)
+    ring = Geared()
+    ring.frames = records = ring.records()
+    model = WorldModel(GEARED)
+    model.frame_stage.patches.fit(records)
+    learner = Trainer(model, ring, tmp_path, QUICK)
+    learner.train(updates=600, progress=False)
+    model = learner.averaged_model()
+
+    g = torch.Generator().manual_seed(5)
+    rows = 64
+    place, gear = torch.randint(GOAL, (rows,), generator=g), torch.randint(2, (rows,), generator=g)
+    state, _ = model.observe(
+        model.initial_state(rows), None, records[gear * PLACES + place], torch.ones(rows, dtype=torch.bool)
+    )
+    alive = torch.ones(rows, dtype=torch.bool)
+    right: dict[str, list[bool]] = {"view": [], "meter": [], "gear": [], "end": []}
+    for _ in range(8):
+        action = torch.randint(3, (rows,), generator=g)
+        place, gear = (place + (action - 1) * (1 - 2 * gear)) % PLACES, gear ^ (action == 1).long()
+        state, out = model.imagine(state, action, greedy=True)
+        view, meter, choice = (model.decode(out)[:, at].contiguous() for at in GEARS.places)
+        nearest = (view.float()[:, None] - FRAMES[:PLACES].flatten(1).float()[None]).abs().sum(-1).argmin(1)
+        right["view"] += (nearest == place)[alive].tolist()
+        right["meter"] += ((meter.view(torch.float32)[:, 0] - 100 * place).abs() < 25)[alive].tolist()
+        right["gear"] += (choice.argmax(1) == gear)[alive].tolist()
+        right["end"] += (out.terminated == (place == GOAL))[alive].tolist()
+        alive &= place != GOAL
+    assert {name: sum(seen) / len(seen) for name, seen in right.items()} == pytest.approx(
+        dict.fromkeys(right, 1.0), abs=0.05
+    )
