@@ -38,7 +38,8 @@ def tinted(frame: np.ndarray, chunks_RC: np.ndarray, patch: int) -> np.ndarray:
 
 def first_patches(starts: np.ndarray, order_RC: np.ndarray) -> dict[int, tuple[int, int]]:
     """Row and column of each chunk's first patch, by the chunk's number from 0."""
-    return {k: divmod(int((order_RC == s).argmax()), order_RC.shape[1]) for k, s in enumerate(starts[starts >= 0])}
+    here = starts[(starts >= 0) & (starts < order_RC.size)]  # not of the modalities beside the picture
+    return {k: divmod(int((order_RC == s).argmax()), order_RC.shape[1]) for k, s in enumerate(here)}
 
 
 def boundary_picture(

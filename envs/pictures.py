@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from worldmodel.envs.chunk_maps import chunk_edges, chunk_map, patch_order
 from worldmodel.envs.fidelity_metrics import EVENT
-from worldmodel.envs.observations import first_modality
+from worldmodel.envs.observations import first_modality, modalities_of
 from worldmodel.envs.open_loop import closed_loop, observe_context, open_loop, truth
 from worldmodel.envs.test_set import TestSet
 from worldmodel.envs.video import write_viewable
@@ -42,6 +42,23 @@ def to_rgb(frames: np.ndarray, spec: ObservationSpec) -> np.ndarray:
     return np.concatenate([frames[..., :3], np.zeros_like(frames[..., : max(0, 3 - channels)])], axis=-1)
 
 
+def notes_beside(frames: np.ndarray, spec: ObservationSpec) -> list[str] | None:
+    """What frames `(T, *shape)` say beside their picture, a line a modality; None where that is all there is."""
+    if not spec.parts:
+        return None
+    lines: list[list[str]] = [[] for _ in frames]
+    for part, values in list(modalities_of(spec, frames))[1:]:
+        for line, value in zip(lines, values):
+            said = str(value.argmax()) if part.kind == "choice" else _few(value)
+            line.append(f"{part.name} {said}")
+    return ["\n".join(line) for line in lines]
+
+
+def _few(value: np.ndarray, most: int = 4) -> str:
+    flat = value.flatten()
+    return " ".join(f"{x:.2g}" for x in flat[:most]) + (" …" if len(flat) > most else "")
+
+
 def film_strip(
     path: str | Path,
     true: np.ndarray,
@@ -52,6 +69,8 @@ def film_strip(
     dream_chunks: np.ndarray | None = None,
     true_reward: np.ndarray | None = None,
     dream_reward: np.ndarray | None = None,
+    true_notes: list[str] | None = None,
+    dream_notes: list[str] | None = None,
     patch: int = 8,
     title: str = "",
 ) -> None:
@@ -63,6 +82,7 @@ def film_strip(
         steps: what is written under each frame; 1 to T if left out.
         true_chunks, dream_chunks: `(T, R, C)` the chunk of each patch, from `chunk_map`; edges are drawn if given.
         true_reward, dream_reward: `(T,)`; rewards that are events are written under their frames.
+        true_notes, dream_notes: T texts that are written under the frames if given.
         patch: side of a patch in pixels.
         title: over the strip.
     """
@@ -71,19 +91,23 @@ def film_strip(
     T, height, width, _ = true.shape
     numbers = list(range(1, T + 1)) if steps is None else steps
     error = np.abs(true.astype(np.int16) - dream).astype(np.uint8)
-    figure = Figure(figsize=(0.75 + 0.8 * T, 0.5 + 3 * 0.8 * height / width + 0.9), dpi=120, layout="constrained")
+    beside = max((note.count("\n") + 1 for note in true_notes or ()), default=0)
+    inches = 0.75 + 0.8 * T, 1.4 + 3 * 0.8 * height / width + 0.3 * beside
+    figure = Figure(figsize=inches, dpi=120, layout="constrained")
     if title:
         figure.suptitle(title, fontsize=9)
     rows = [
-        ("truth", true, true_chunks, true_reward),
-        ("dream", dream, dream_chunks, dream_reward),
-        ("error", error, None, None),
+        ("truth", true, true_chunks, true_reward, true_notes),
+        ("dream", dream, dream_chunks, dream_reward, dream_notes),
+        ("error", error, None, None, None),
     ]
-    for axes, (name, frames, chunks, reward) in zip(figure.subplots(3, 1), rows):
+    for axes, (name, frames, chunks, reward, notes) in zip(figure.subplots(3, 1), rows):
         axes.imshow(_side_by_side(frames), interpolation="nearest", extent=(0, T * (width + GAP) - GAP, height, 0))
         labels = [str(n) for n in numbers]
         if reward is not None:
             labels = [f"{n}\n{r:+.2f}" if abs(r) > EVENT else n for n, r in zip(labels, reward)]
+        if notes is not None:
+            labels = [f"{label}\n{note}" for label, note in zip(labels, notes)]
         axes.set_xticks([t * (width + GAP) + width / 2 for t in range(T)], labels, fontsize=7)
         axes.set_yticks([height / 2], [name], fontsize=8)
         axes.tick_params(length=0)
@@ -156,6 +180,8 @@ def draw_dreams(
             dream_chunks=None if dream.starts is None else chunk_map(dream.starts[row, :length], order),
             true_reward=real.reward[row, :length],
             dream_reward=dream.reward[row, :length],
+            true_notes=notes_beside(real.frames[row, :length], spec),
+            dream_notes=notes_beside(dream.frames[row, :length], spec),
             patch=model.config.frame.patch,
             title=f"{test_set.environment.get('id')}: {context} real frames, then the recorded actions open loop",
         )
