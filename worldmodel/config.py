@@ -104,6 +104,9 @@ class TimeConfig:
     layers: str = ""  # Mamba-2 over time, as in "m1"
     boundary: str = "change"  # what a patch has to do to begin anew; "learned" asks a router
     changes: float = 4.0  # patches a frame that begin anew; the others stay in their old chunk and cost no token
+    rounds: int = 1  # time, then space, then time again: what is new in one round is asked again in the next
+    space: str = "t1"  # attention over the new patches of a frame, between two rounds
+    changes_outer: float = 0.0  # patches that are new in the first round, fewer from round to round (0: as in the last)
 
     def __post_init__(self) -> None:
         _check_numbers(self)

@@ -111,9 +111,8 @@ def _through_time(stage: FrameStage, batch: Batch, action_BTA: Tensor, key: Tens
     index = torch.arange(B * T, device=batch.index.device).view(B, T)
     occurs = (torch.arange(len(patches), device=index.device) < B * T).long()
     chunks, posterior, routing = stage.encode(h, patches, occurs, changed)
-    said = {"time": rows.routing} | ({} if routing is None else {"frame": routing})
-    named = {name: r for name, r in said.items() if r is not None}
-    return Seen(patches, index, chunks, posterior, named, rows.changed, rows.gate)
+    said = rows.routing | ({} if routing is None else {"frame": routing})
+    return Seen(patches, index, chunks, posterior, said, rows.changed, rows.gate)
 
 
 def _frames_before(batch: Batch) -> Tensor:
@@ -204,8 +203,8 @@ def initial_sight(stage: FrameStage, batch: int) -> Memory:
 
 def look_away(memory: Memory) -> None:
     """A dreamed frame lies between what was seen and what will be: the next true frame is seen as a first one."""
-    for name in ("seen.known", "time.begun"):
-        if name in memory:
+    for name in memory:
+        if name == "seen.known" or (name.startswith("time") and name.endswith(".begun")):
             memory[name] = torch.zeros_like(memory[name])
 
 

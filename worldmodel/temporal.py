@@ -4,6 +4,9 @@ A causal Mamba-2 runs along time, all positions side by side, and a threshold al
 changed enough to begin a new chunk. One that has not stays in its old chunk: the frame stage does not see it, it costs
 no token, and the painter goes on with the latent that it had. A scene that stands still costs one token a frame.
 
+Time and space can take turns: behind the first round attention goes over the new patches of each frame, and a second
+stage follows the patches as they are then, and asks again. Only what was new in every round is new in the end.
+
 A learned router can ask, too. Its gradient says what is convenient to paint anew, not what has changed: docs/hnet.md.
 
 Shape suffixes: B rows, T frames, P patches, V values of a patch, D width d0.
@@ -11,15 +14,16 @@ Shape suffixes: B rows, T frames, P patches, V values of a patch, D width d0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from worldmodel.boundaries import Motion
 from worldmodel.config import ModelConfig
+from worldmodel.kernels.compaction import compact, take
 from worldmodel.layers import Memory, Stack
-from worldmodel.router import Router, Routing, straight_through
+from worldmodel.router import Router, Routing, on_the_way, straight_through
 
 
 @dataclass
@@ -30,13 +34,13 @@ class Changes:
         h: `(..., P, D)` what the stage says of each patch.
         changed: `(..., P)` bool; all of them where nothing is remembered.
         gate: `(..., P)` STE of a learned router's confidence, else 1.
-        routing: what the threshold said, over rows of positions; None for single frames.
+        routing: what the threshold of each round said, over rows of positions; empty for single frames.
     """
 
     h: Tensor
     changed: Tensor
     gate: Tensor
-    routing: Routing | None = None
+    routing: dict[str, Routing] = field(default_factory=dict)
 
 
 class TemporalStage(nn.Module):
@@ -46,25 +50,32 @@ class TemporalStage(nn.Module):
         config: of the whole model.
         patches: P.
         values: V.
+        round: which of the rounds this is; the next one is inside it.
 
     Raises:
         ValueError: the layers are not Mamba-2, or more patches are to change than there are.
     """
 
-    def __init__(self, config: ModelConfig, patches: int, values: int) -> None:
+    def __init__(self, config: ModelConfig, patches: int, values: int, round: int = 0) -> None:
         super().__init__()
         time, width = config.time, config.frame.width
+        self.name = f"time{round or ''}"
         if set(time.layers) & set("tT"):
             raise ValueError(
                 f"TimeConfig: patches are followed through time by Mamba-2, 'm' or 'M', not {time.layers!r}"
             )
-        if not time.changes < patches:
-            raise ValueError(f"TimeConfig: of {patches} patches a frame, {time.changes} cannot change on average")
+        changes = on_the_way(time.changes_outer, time.changes, round / max(1, time.rounds - 1))
+        if not changes < patches:
+            raise ValueError(f"TimeConfig: of {patches} patches a frame, {changes} cannot change on average")
         self.patches, self.width = patches, width
         self.stack = Stack(time.layers, width, heads=1, mamba=config.mamba, causal=True)
-        rate, self.learned = time.changes / patches, time.boundary == "learned"
+        rate, self.learned = changes / patches, time.boundary == "learned"
         self.router: Router | Motion = Router(width, rate) if self.learned else Motion(rate)
         self.scored = width if self.learned else values
+        self.space = self.inner = None
+        if round + 1 < time.rounds:
+            self.space = Stack(time.space, width, heads=config.frame.heads, mamba=config.mamba, causal=False)
+            self.inner = TemporalStage(config, patches, values, round + 1)
 
     def forward(self, x_BTPD: Tensor, patches_BTPV: Tensor, reset_BT: Tensor, weight_BT: Tensor | None) -> Changes:
         """Whole rows.
@@ -85,33 +96,51 @@ class TemporalStage(nn.Module):
         changed, p = routing.boundary | reset, torch.where(reset, 1.0, routing.probability)
         gate = straight_through(p, changed) if self.learned else torch.ones_like(p)
         h, changed, gate = (t.unflatten(0, (B, P)).transpose(1, 2) for t in (h, changed, gate))
-        return Changes(h, changed, gate, routing)
+        if self.inner is None:
+            return Changes(h, changed, gate, {self.name: routing})
+        h = self._among_the_new(h.flatten(0, 1), changed.flatten(0, 1)).unflatten(0, (B, T))
+        inner = self.inner(h, patches_BTPV, reset_BT, weight_BT)
+        return Changes(inner.h, changed & inner.changed, gate * inner.gate, {self.name: routing, **inner.routing})
+
+    def _among_the_new(self, h_nPD: Tensor, changed_nP: Tensor) -> Tensor:
+        """Attention over the new patches of each frame; the others are not seen, and stay as they are."""
+        assert self.space is not None
+        order, present = compact(changed_nP)
+        packed = self.space(take(h_nPD, order), present=present)
+        packed = torch.where(present.unsqueeze(-1), packed, take(h_nPD, order))
+        return h_nPD.scatter(1, order.unsqueeze(-1).expand_as(packed), packed)
 
     def initial_memory(self, batch: int) -> Memory:
         """Zeros for everything that a row remembers of its patches; all are new at the first frame."""
         tau = self.router.logit_tau
-        memory = self.stack.initial_memory(batch * self.patches, "time")
+        name = self.name
+        memory = self.stack.initial_memory(batch * self.patches, name)
         memory = {name: value.unflatten(0, (batch, self.patches)) for name, value in memory.items()}
-        memory["time.before"] = tau.new_zeros(batch, self.patches, self.scored)
-        memory["time.begun"] = torch.zeros(batch, dtype=torch.bool, device=tau.device)
-        return memory
+        memory[f"{name}.before"] = tau.new_zeros(batch, self.patches, self.scored)
+        memory[f"{name}.begun"] = torch.zeros(batch, dtype=torch.bool, device=tau.device)
+        return memory if self.inner is None else memory | self.inner.initial_memory(batch)
 
     def step(self, x_BPD: Tensor, patches_BPV: Tensor, memory: Memory) -> Changes:
         """One frame of each row; entries of `memory` are replaced, the tensors themselves are left alone."""
         B, P, D = x_BPD.shape
-        begun = memory["time.begun"]
+        own = f"{self.name}."
+        begun = memory[own + "begun"]
         # Where the row has not begun, or has dreamed in between, what is remembered of its patches counts for nothing.
         rows = {
             name: (memory[name] * begun.view(B, *[1] * (memory[name].dim() - 1))).flatten(0, 1)
             for name in memory
-            if name.startswith("time.") and name not in ("time.before", "time.begun")
+            if name.startswith(own) and name not in (own + "before", own + "begun")
         }
         x = x_BPD.flatten(0, 1)
-        h = x + self.stack.step(x, rows, "time", torch.zeros(B * P, dtype=torch.int64, device=x.device))
+        h = x + self.stack.step(x, rows, self.name, torch.zeros(B * P, dtype=torch.int64, device=x.device))
         h = h.view(B, P, D)
         scored = h if self.learned else patches_BPV
-        p = self.router.probability(memory["time.before"], scored)
+        p = self.router.probability(memory[own + "before"], scored)
         p = torch.where(begun.unsqueeze(1), p, 1.0)
         memory.update({name: value.unflatten(0, (B, P)) for name, value in rows.items()})
-        memory["time.before"], memory["time.begun"] = scored, torch.ones_like(begun)
-        return Changes(h, p > 0.5, torch.ones_like(p))
+        memory[own + "before"], memory[own + "begun"] = scored, torch.ones_like(begun)
+        changed = p > 0.5
+        if self.inner is None:
+            return Changes(h, changed, torch.ones_like(p))
+        inner = self.inner.step(self._among_the_new(h, changed), patches_BPV, memory)
+        return Changes(inner.h, changed & inner.changed, inner.gate)

@@ -22,6 +22,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "paint_past": (False, True),
     "sees_past": (False, True),
     "time": ("", "change", "learned"),
+    "rounds": (1, 2, 3),
     "latent": ("categorical", "gaussian"),
     "forget": (0.0, 0.3),
     "grown": (0, 1),  # images only
@@ -111,7 +112,14 @@ def build(choice: Choice) -> ModelConfig:
         observation=observation,
         action=action,
         frame=frame,
-        time=replace(STRIDE.time, layers=c["time"] and "m1", boundary=c["time"] or "change", changes=3.0),
+        time=replace(
+            STRIDE.time,
+            layers=c["time"] and "m1",
+            boundary=c["time"] or "change",
+            changes=3.0,
+            rounds=c["rounds"],
+            changes_outer=6.0,
+        ),
         latent=LatentConfig(groups=3, classes=4, forget=c["forget"])
         if c["latent"] == "categorical"
         else LatentConfig(kind="gaussian", groups=5, forget=c["forget"]),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from moving_dot import CONFIG, Ring
+from small_models import LEARNED, random_batch, random_model
 from test_training import QUICK, open_loop
 
 from worldmodel.checkpoint import load_model, save_config
@@ -18,10 +19,12 @@ from worldmodel.training import Trainer
 MERGED = replace(CONFIG, time=TimeConfig(layers="m1", changes=1.0))
 
 
-def test_a_trained_model_renews_what_moves_and_dreams_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_trained_model_renews_what_moves_and_dreams_it(tmp_path: Path, rounds: int) -> None:
     torch.manual_seed(0)
-    save_config(tmp_path, MERGED, {"id": None})
-    Trainer(WorldModel(MERGED), Ring(), tmp_path, replace(QUICK, level=150)).train(updates=900, progress=False)
+    config = replace(MERGED, time=replace(MERGED.time, rounds=rounds))
+    save_config(tmp_path, config, {"id": None})
+    Trainer(WorldModel(config), Ring(), tmp_path, replace(QUICK, level=150)).train(updates=900, progress=False)
     model = load_model(tmp_path)
     batch = Ring(rows=16, seed=7).sample()
     with torch.no_grad():
@@ -44,3 +47,35 @@ def test_a_trained_model_renews_what_moves_and_dreams_it(tmp_path: Path) -> None
 def test_only_two_questions_can_be_asked() -> None:
     with pytest.raises(ValueError, match="boundary must be one of 'change', 'learned'"):
         TimeConfig(layers="m1", boundary="random")
+
+
+def test_what_is_new_in_a_later_round_was_new_in_the_one_before() -> None:
+    config = replace(
+        LEARNED, time=TimeConfig(layers="m1", boundary="learned", changes=2.0, rounds=3, changes_outer=8.0)
+    )
+    model = random_model(config)
+    batch = random_batch(config, rows=3, length=12)
+    rounds = [model.frame_stage.time, model.frame_stage.time.inner, model.frame_stage.time.inner.inner]
+    assert rounds[2].inner is None
+    assert [round.router.rate.item() * 12 for round in rounds] == pytest.approx([8, 4, 2])
+    seen = []
+    for round in rounds:  # each says what is new behind it, the inner ones first
+        round.register_forward_hook(lambda _, __, changes: seen.append(changes.changed))
+    with torch.no_grad():
+        model(batch, torch.arange(3))
+    innermost, middle, outermost = seen[:3]  # then come the loose frames
+    assert torch.equal(innermost & outermost, outermost) and torch.equal(middle & outermost, outermost)
+    assert outermost.sum() < innermost.sum()
+
+
+def test_patches_that_stand_still_are_not_looked_at_in_the_space_between_two_rounds() -> None:
+    config = replace(LEARNED, time=TimeConfig(layers="m1", changes=2.0, rounds=2))
+    stage = random_model(config).frame_stage.time
+    g = torch.Generator().manual_seed(0)
+    h, changed = torch.randn(6, 12, 16, generator=g), torch.rand(6, 12, generator=g) < 0.4
+    with torch.no_grad():
+        after = stage._among_the_new(h, changed)
+        other = stage._among_the_new(torch.where(changed.unsqueeze(-1), h, 9.0), changed)
+    assert torch.equal(after[~changed], h[~changed])
+    assert torch.equal(after[changed], other[changed])
+    assert not torch.equal(after[changed], h[changed])
