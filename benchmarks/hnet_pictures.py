@@ -3,6 +3,7 @@
     python benchmarks/ablation.py --jobs 2                           # trains what is drawn here
     python benchmarks/hnet_pictures.py                               # draws all of it anew
     python benchmarks/hnet_pictures.py --runs runs/ablation/doorkey  # the same, said in full
+    python benchmarks/hnet_pictures.py --modalities RUN              # a dream of several modalities, nothing else
 
 Every picture is of the environment's test set, which no run was trained on. A model that is not trained yet is left
 out with a sentence. How many updates a model has had stands beside it.
@@ -10,6 +11,8 @@ out with a sentence. How many updates a model has had stands beside it.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +26,7 @@ from worldmodel.checkpoint import load_environment, load_model
 from worldmodel.curve import CURVES
 from worldmodel.envs.boundary_pictures import boundary_picture, draw_frame, watch_steps
 from worldmodel.envs.chunk_maps import patch_order
-from worldmodel.envs.pictures import to_rgb
+from worldmodel.envs.pictures import draw_dreams, to_rgb
 from worldmodel.envs.test_set import TestSet, load_test_set
 from worldmodel.envs.token_pictures import draw_counts, draw_loops, liveliest_episode, watch_episode, watch_loops
 from worldmodel.model import WorldModel
@@ -47,6 +50,8 @@ class Options:
     """Of the runs."""
     out: Path = ROOT / "docs" / "images"
     """Folder of the pictures."""
+    modalities: Path | None = None
+    """A run whose observations have several modalities: only its dream is drawn."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,10 @@ class Trained:
 
 def main(options: Options) -> None:
     """Draw all that there are models for."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.modalities is not None:
+        draw_modalities(options.modalities, options.out / "hnet_modalities.png")
+        return
     folders = {
         name: options.runs / f"{name}_seed{options.seed}" for name in {**SOURCES, **COUNTED} | dict.fromkeys(LOOPED)
     }
@@ -70,7 +79,6 @@ def main(options: Options) -> None:
         raise SystemExit(f"there is no trained run in {options.runs}: run benchmarks/ablation.py first")
     models = {name: trained(folder) for name, folder in there.items()}
     test_set = load_test_set(load_environment(next(iter(there.values()))))
-    options.out.mkdir(parents=True, exist_ok=True)
     draw_orders(next(iter(models.values())).model, test_set, options.out / "hnet_orders.png")
     if some := {name: models[name] for name in SOURCES if name in models}:
         draw_sources(some, test_set, options.out / "hnet_boundaries.png")
@@ -82,6 +90,13 @@ def main(options: Options) -> None:
             frames = watch_episode(model, test_set.table, number).frames
             draw_loops(options.out / f"hnet_loops_{name}.png", watch_loops(model, test_set.table, number), frames)
     print(f"the pictures are in {options.out}")
+
+
+def draw_modalities(run: Path, path: Path) -> None:
+    """A dream of the last steps of an eventful episode, and what each frame says beside its picture."""
+    with tempfile.TemporaryDirectory() as folder:
+        first, *_ = draw_dreams(load_model(run), load_test_set(load_environment(run)), folder, count=1, steps=12)
+        shutil.copy(first, path)
 
 
 def trained(folder: Path) -> Trained:

@@ -120,6 +120,22 @@ def growing() -> str:
     return markdown([*header, "painted exactly", "exact after 15 dreamed steps (tiles)"], rows)
 
 
+def modalities() -> str:
+    """DoorKey with and without a second modality: how true dreams are, and what agents made of them."""
+    rows = []
+    for label, name in {"the picture": "doorkey_stride", "the picture and the direction": "doorkey_direction"}.items():
+        report = read(name)
+        if report is None:
+            return MISSING
+        horizons = report["fidelity"]["horizons"]
+        exact = [share(horizons[h]["frames"]["dream"]["changed_seen"]["exact"]) for h in ("1", "5", "15", "50")]
+        agent = report["agent_real"]
+        rows.append([label, *exact, f"{agent['success']:.1%}", f"{agent['mean_return']:.3f}"])
+    header = ["observations", "exact@1", "@5", "@15", "@50", "agent: real success", "return"]
+    about = "DoorKey-5x5, changed frames on seen ground; all modalities exact; 12,000 updates, one seed"
+    return f"{about}:\n\n{markdown(header, rows)}"
+
+
 def realign() -> str:
     """Dreams of one model, brought in line with their own pictures every so many steps."""
     found = {
@@ -150,6 +166,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation_atari": ablation("boundaries", "pong"),
     **{f"mechanism_{section}": mechanism(section) for section in ablation_tables.SECTIONS},
     "growing": growing,
+    "modalities": modalities,
     "realign": realign,
     "speed": lambda: speeds(speed_report.report),
     "acting": lambda: speeds(speed_report.acting, "acting"),

@@ -34,7 +34,10 @@ def lines_of_settings() -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("settings", lines_of_settings(), ids=" ".join)
 def test_every_setting_that_is_named_makes_a_model(settings: tuple[str, ...]) -> None:
-    plain = preset("tiny", ObservationSpec(shape=(56, 56, 3)), ActionSpec(sizes=(7,)))
+    observation = ObservationSpec(shape=(56, 56, 3))
+    if any(".beside." in setting for setting in settings):
+        observation = ObservationSpec.record([observation, ObservationSpec(shape=(6,), kind="vector", scale=1.0)])
+    plain = preset("tiny", observation, ActionSpec(sizes=(7,)))
     about_training = [setting for setting in settings if setting.startswith("training.")]
     override(TrainConfig(), *about_training, prefix="training.")
     config = override(plain, *(setting for setting in settings if setting not in about_training))
