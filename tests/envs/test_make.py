@@ -4,16 +4,17 @@ import gymnasium
 import last_action_env
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import AutoresetMode
 
 from worldmodel.envs.make import (
-    WRAPPERS,
     environment_spec,
     make_env,
     make_from_spec,
     make_vector_env,
     spec_of,
 )
+from worldmodel.envs.wrappers import WRAPPERS, single_precision
 from worldmodel.errors import UserError
 
 EMPTY = "MiniGrid-Empty-5x5-v0"
@@ -150,3 +151,43 @@ def test_a_vector_environment_leaves_resetting_to_the_rollout():
     assert venv.metadata["autoreset_mode"] == AutoresetMode.DISABLED
     assert len({id(env) for env in venv.envs}) == 3
     venv.close()
+
+
+def test_what_is_rendered_beside_the_observation_and_made_small():
+    env = make_env("CartPole-v1", wrappers=["render_beside", "resize64"])
+    observation, _ = env.reset(seed=0)
+    assert {name: (part.shape, part.dtype.name) for name, part in observation.items()} == {
+        "state": ((4,), "float32"),
+        "pixels": ((64, 64, 3), "uint8"),
+    }
+    assert env.observation_space.contains(observation)
+    whole, _ = make_env("CartPole-v1", wrappers=["render", "resize64"]).reset(seed=0)
+    assert (observation["pixels"] == whole).all()
+    numbers, _ = make_env("CartPole-v1").reset(seed=0)
+    assert (observation["state"] == numbers).all()
+
+
+def test_float64_becomes_float32_in_a_dict_too():
+    class Wide(gymnasium.Env):
+        observation_space = Dict({"x": Box(-1, 1, (2,), np.float64), "n": Discrete(3)})
+        action_space = Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            return {"x": np.array([0.1, -0.3]), "n": np.int64(2)}, {}
+
+    env = single_precision(Wide())
+    observation, _ = env.reset()
+    assert env.observation_space["x"].dtype == observation["x"].dtype == np.float32
+    assert env.observation_space["n"] == Discrete(3) and observation["n"] == 2
+    assert env.observation_space.contains(observation)
+    assert single_precision(plain := make_env("CartPole-v1")) is plain  # nothing to do, nothing done
+
+
+def test_an_agent_is_told_which_way_it_looks():
+    env = make_env(EMPTY, wrappers=["minigrid_rgb_direction"])
+    observation, _ = env.reset(seed=0)
+    assert set(observation) == {"image", "direction"}
+    before = observation["direction"]
+    observation, *_ = env.step(1)
+    assert (observation["direction"] - before) % 4 == 1
+    assert (observation["image"] == make_env(EMPTY).reset(seed=0)[0]).mean() < 1
