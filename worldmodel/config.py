@@ -41,7 +41,7 @@ def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{type(config).__name__}: {name} must be one of {listed}, not {value!r}")
 
 
-BOUNDARIES = ("stride", "learned", "tried", "change", "random", "none")
+BOUNDARIES = ("stride", "learned", "tried", "surprise", "change", "random", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,8 @@ class FrameConfig:
     sees_past: bool = False  # whether the encoder also sees the frame before and the action between (as in Δ-IRIS)
     mask: float = 0.0  # share of the patches that the encoder does not get to see in training
     # Where chunks start: "stride" (fixed), "learned" (H-Net's router), "tried" (a router that learns by trying),
-    # "change" (where a patch is unlike the last), "random" (a hash of the frame), "none" (every patch is a chunk).
+    # "surprise" (where much has come together that could not be foretold), "change" (where a patch is unlike the last),
+    # "random" (a hash of the frame), "none" (every patch is a chunk).
     boundary: str = "stride"
     chunks: float = 4.0  # chunks a frame: exact for "stride", the target mean for the others
     chunks_first: float = 0.0  # the target when training begins (0: the same), on its way while the targets anneal

@@ -10,6 +10,7 @@ from worldmodel.boundaries import Change, Random
 from worldmodel.config import FrameConfig
 from worldmodel.modalities import ModalityRouters
 from worldmodel.router import Router, Threshold
+from worldmodel.surprise import Surprise
 from worldmodel.trying import Trying
 
 
@@ -54,6 +55,8 @@ def _of_modality(config: FrameConfig, first: float, last: float, patches: int, o
         return Change(rate, of_all)
     if config.boundary == "random":
         return Random(rate)
+    if config.boundary == "surprise":
+        return Surprise(rate)
     if config.boundary == "tried":
         return Trying(rate, of_all, config.width)
     return Router(config.width, rate, patience=math.inf)  # the scores of frames stand still after the pictures

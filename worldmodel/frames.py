@@ -28,6 +28,7 @@ from worldmodel.outer import OuterStages
 from worldmodel.past_frame import PastFrame
 from worldmodel.router import Routing, Threshold, on_the_way, straight_through
 from worldmodel.side import action_width
+from worldmodel.surprise import Foresight
 from worldmodel.temporal import TemporalStage
 
 MASK = 4  # stream of a key's noise
@@ -61,6 +62,7 @@ class FrameStage(nn.Module):
         self.settled = False
         self.router = frame_router(frame, self.patches.part, self.patches.counts)
         self.learned, self.tries = frame.boundary == "learned", frame.boundary == "tried"
+        self.foresight = Foresight(P, V, config.mamba) if frame.boundary == "surprise" else None
         counts, before = self.patches.counts, [0, *accumulate(self.patches.counts)]
         fixed = counts if frame.boundary == "none" else [round(chunks) for _, chunks in frame.targets]
         self.strides = [-(-count // n) for count, n in zip(counts, fixed)]  # of each modality
@@ -193,20 +195,25 @@ class FrameStage(nn.Module):
         order = present = None
         if changed_UP is None:
             h = self.encoder(x_UPD)
-            scored = self._scored(h, self.small(patches_UPV))
+            scored = self._scored(h, self.small(patches_UPV), None)
         else:
             order, present = compact(changed_UP)
             packed = self.encoder(take(x_UPD, order), present=present)
             h = torch.zeros_like(x_UPD).scatter(1, order.unsqueeze(-1).expand_as(packed), packed)
             # Nothing at pads, so that a hash of what is there knows nothing of them.
-            scored = self._scored(packed, take(self.small(patches_UPV), order))
+            scored = self._scored(packed, self.small(patches_UPV), order)
             scored = scored.masked_fill(~present.unsqueeze(-1), 0.0)
         if self.router is None or self.at_stride:
             return h, self._fixed(len(h), changed_UP), None
         return h, *self._route(self.router, scored, weight_U, order, present, changed_UP, uniform_UP)
 
-    def _scored(self, h: Tensor, patches: Tensor) -> Tensor:
-        """What the router is shown: what the encoder says, the patches themselves, or both."""
+    def _scored(self, h: Tensor, patches: Tensor, order: Tensor | None) -> Tensor:
+        """What the router is shown: what the encoder says, the patches in their order, both, or how they surprise."""
+        if self.foresight is not None:
+            with torch.no_grad():
+                surprise = self.foresight(patches).unsqueeze(-1)
+            return surprise if order is None else take(surprise, order)
+        patches = patches if order is None else take(patches, order)
         if self.tries:
             return torch.cat([h, patches.to(h.dtype)], dim=-1)
         return h if self.learned else patches

@@ -37,6 +37,7 @@ class LossConfig:
     terminated: float = 1.0
     ratio: float = 0.03  # H-Net's alpha
     trial: float = 1.0  # of a frame's router that learns by trying
+    foresight: float = 1.0  # of what each patch is, to a router by surprise
     paint: int = 8  # frames of the rows painted in an update, beside the loose ones: pixels are most of the cost
     withhold_past: float = 0.5  # of those, painted from the latents alone, where the painter sees the past at all
 
@@ -77,6 +78,8 @@ def world_model_loss(
     if model.frame_stage.tries and not model.frame_stage.settled:
         some = loose if len(loose := loose_frames(batch)) else torch.arange(len(batch.frames), device=key.device)
         terms["trial"] = trial_loss(model, batch.frames[some], key[0])
+    if model.frame_stage.foresight is not None and not model.frame_stage.settled:
+        terms["foresight"] = foresight_loss(model, run.seen.patches)
     dynamics, representation = latent_kl(model, run, config.free_nats)
     terms["dynamics"] = _mean(dynamics, predictable)
     terms["representation"] = _mean(representation, predictable)
@@ -192,12 +195,20 @@ def picture_loss(
     total = config.reconstruction * error
     if stage.tries:
         total = total + config.trial * trial_loss(model, batch.frames[chosen], key[0])
+    if stage.foresight is not None:
+        total = total + config.foresight * foresight_loss(model, target)
     notes = {"loss/reconstruction": error, "latent/posterior_entropy": model.latent.entropy(posterior).sum(-1).mean()}
     if routing is not None:
         if routing.ratio_loss is not None:
             total = total + config.ratio * routing.ratio_loss
         notes |= {"router/frame_F": routing.hard_rate, "router/frame_G": routing.soft_rate}
     return total, {name: value.detach() for name, value in notes.items()}
+
+
+def foresight_loss(model: WorldModel, patches_UPV: Tensor) -> Tensor:
+    """Squared error of patches that are foretold from those before them, summed over a frame. Nothing else learns."""
+    assert model.frame_stage.foresight is not None
+    return model.frame_stage.foresight(model.frame_stage.small(patches_UPV)).sum(1).mean()
 
 
 def trial_loss(model: WorldModel, frames: Tensor, key: Tensor) -> Tensor:

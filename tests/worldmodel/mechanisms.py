@@ -16,7 +16,7 @@ from worldmodel.specs import ActionSpec, ObservationSpec
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "observation": ("image", "grid", "vector", "record"),
     "action": ("discrete", "multi_discrete", "box"),
-    "boundary": ("stride", "learned", "tried", "change", "random", "none"),
+    "boundary": ("stride", "learned", "tried", "surprise", "change", "random", "none"),
     "order": ("raster", "hilbert"),
     "mask": (0.0, 0.4),
     "paint_past": (False, True),

@@ -66,6 +66,7 @@ CONFIGS = {
     "change": replace(LEARNED, frame=replace(LEARNED.frame, boundary="change", order="hilbert")),
     "random": replace(LEARNED, frame=replace(LEARNED.frame, boundary="random")),
     "tried": replace(LEARNED, frame=replace(LEARNED.frame, boundary="tried")),
+    "surprise": replace(LEARNED, frame=replace(LEARNED.frame, boundary="surprise")),
     "masked": replace(LEARNED, frame=replace(LEARNED.frame, mask=0.3)),
     "gaussian": replace(LEARNED, latent=LatentConfig(kind="gaussian", groups=5)),
     "multi_discrete": replace(STRIDE, action=ActionSpec(kind="multi_discrete", sizes=(3, 2, 4))),

@@ -121,7 +121,9 @@ def test_the_cap_keeps_the_most_probable_boundaries(cap):
         assert capped.start[i, capped.valid[i]].tolist() == [0, *sorted(best)]
 
 
-@pytest.mark.parametrize("name", ["stride", "learned", "tried", "none", "change", "random", "vector_learned", "grid"])
+@pytest.mark.parametrize(
+    "name", ["stride", "learned", "tried", "surprise", "none", "change", "random", "vector_learned", "grid"]
+)
 def test_nothing_crosses_from_frame_to_frame(name):
     model = random_model(CONFIGS[name])
     frames = random_frames(CONFIGS[name], 10, 5)

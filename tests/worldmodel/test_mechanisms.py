@@ -63,7 +63,8 @@ def check_causality(choice: Choice, seed: int = 0) -> None:
     other.index[:, cut:] = len(batch.frames) + torch.arange(8 - cut)[None] % 3
     other.action[:, cut:] = random_actions(config, 3, 8 - cut, seed=77)
     before, after = parallel(model, batch), parallel(model, other)
-    torch.testing.assert_close(after.y_last[:, :cut], before.y_last[:, :cut], atol=1e-5, rtol=1e-5)
+    near = 1e-4 if config.main.loop.warm_start else 1e-5  # another batch rounds otherwise, and there it grows
+    torch.testing.assert_close(after.y_last[:, :cut], before.y_last[:, :cut], atol=near, rtol=near)
     assert (after.y_last[:, cut:] - before.y_last[:, cut:]).abs().max() > 1e-3, "the change must arrive at all"
 
 

@@ -28,7 +28,7 @@ from worldmodel.presets import preset
 from worldmodel.specs import ObservationSpec
 from worldmodel.training import Trainer
 
-ROUTED = ("learned", "tried", "change", "random")
+ROUTED = ("learned", "tried", "surprise", "change", "random")
 # Three modalities of which each could have many chunks, and each is to have another number.
 MANY = ObservationSpec.record(
     [

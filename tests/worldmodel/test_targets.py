@@ -47,7 +47,7 @@ def test_a_stage_arrives_at_one_over_its_depth_plus_one():
         assert on_the_way(0.0, 2.0, 0.3, depth) == 2.0
 
 
-@pytest.mark.parametrize("boundary", ["learned", "tried", "change", "random"])
+@pytest.mark.parametrize("boundary", ["learned", "tried", "surprise", "change", "random"])
 def test_the_boundaries_follow_the_target(boundary):
     torch.manual_seed(0)
     config = replace(MOVING, causal=STRIDE.causal, frame=replace(MOVING.frame, boundary=boundary))
@@ -119,7 +119,7 @@ def test_a_stride_has_nobody_to_hand_over_to(tmp_path):
         trainer(tmp_path, config=STRIDE, stride_first=6)
 
 
-@pytest.mark.parametrize("name", ["learned", "tried", "extra", "change", "random"])
+@pytest.mark.parametrize("name", ["learned", "tried", "surprise", "extra", "change", "random"])
 def test_weights_from_before_targets_moved_still_fit(name):
     model = WorldModel(CONFIGS[name])
     weights = model.state_dict()
