@@ -160,6 +160,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "fidelity": fidelity,
     "fidelity_full": fidelity_full,
     "ablation_boundaries": ablation("boundaries"),
+    "ablation_scarce": ablation("scarce"),
+    "ablation_scarce_atari": ablation("scarce", "pong"),
     "ablation_action": ablation("action"),
     "ablation_loops": ablation("loops"),
     "ablation_mechanisms": ablation("mechanisms"),

@@ -13,6 +13,7 @@ from timing import ROOT
 
 CORE = ("main.loop.layers=T1", "main.loop.loops=4")
 EXTRA = ("causal.0.extra=1",)
+SCARCE = ("latent.groups=4",)  # 16 bits a chunk in place of 64
 
 # As `worldmodel train --set` takes them; `training.` settings too.
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -27,9 +28,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     ),
     "learned_sees_past": ("frame.boundary=learned", "frame.sees_past=true"),
     "tried": ("frame.boundary=tried",),
+    "surprise": ("frame.boundary=surprise",),
     "change": ("frame.boundary=change",),
     "random": ("frame.boundary=random",),
     "none": ("frame.boundary=none",),
+    "scarce": SCARCE,
+    **{f"scarce_{way}": (*SCARCE, f"frame.boundary={way}") for way in ("learned", "tried", "surprise", "change")},
     "action_add": ("side.action=add",),
     "action_token": ("side.action=token",),
     "loops_1": ("main.loop.layers=T1", "main.loop.loops=1"),
@@ -73,9 +77,17 @@ GROUPS: dict[str, dict[str, str]] = {
         "fixed stride": "plain",
         "learned router": "learned",
         "router that learns by trying": "tried",
+        "router by surprise": "surprise",
         "where a patch differs from the last": "change",
         "at random": "random",
         "every patch a chunk": "none",
+    },
+    "scarce": {
+        "fixed stride": "scarce",
+        "learned router": "scarce_learned",
+        "router that learns by trying": "scarce_tried",
+        "router by surprise": "scarce_surprise",
+        "where a patch differs from the last": "scarce_change",
     },
     "action": {"in the padding": "plain", "added": "action_add", "a token's content": "action_token"},
     "loops": {
@@ -122,7 +134,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "- with keys of the last loop": "keys_last",
     },
 }
-SEEDS = {"boundaries": 3, "action": 3, "loops": 3, "mechanisms": 1}
+SEEDS = {"boundaries": 3, "scarce": 3, "action": 3, "loops": 3, "mechanisms": 1}
 
 
 @dataclass(frozen=True)
@@ -148,7 +160,7 @@ ENVIRONMENTS = {
     "doorkey": Environment("MiniGrid-DoorKey-5x5-v0", 20_000, SEEDS, 50, ROOT / "data" / "doorkey"),
     # Of nine games the one whose detail is most uneven: a quarter of its 8x8 patches holds 89% of the variance inside
     # patches, 57% of them are flat (Breakout 49% and 34%, Ms. Pac-Man 35% and 9%).
-    "pong": Environment("ALE/Pong-v5", 20_000, {"boundaries": 1}, 5, ROOT / "data" / "pong"),
+    "pong": Environment("ALE/Pong-v5", 20_000, {"boundaries": 1, "scarce": 1}, 5, ROOT / "data" / "pong"),
 }
 
 
