@@ -24,7 +24,7 @@ from worldmodel.router import Routing, Threshold
 WIDTH = 32
 LEAST = 1e-6  # said by every patch, so that a frame without surprises is cut at a stride
 HALVINGS = 16  # of the range in which log tau is looked for
-FARTHEST = 12.0
+FARTHEST = 16.0
 
 
 class Foresight(nn.Module):
