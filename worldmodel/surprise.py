@@ -80,14 +80,14 @@ class Surprise(Threshold):
         return Routing(boundary, p * free_US, p, (boundary * weight).sum() / total, (p * weight).sum() / total)
 
     def _fitting(self, said_US: Tensor, weight_US: Tensor) -> Tensor:
-        """The log tau that gives the wanted rate, by halving."""
+        """The least log tau that gives no more than the wanted rate, by halving."""
         low, high = torch.full_like(self.logit_tau, -FARTHEST), torch.full_like(self.logit_tau, FARTHEST)
         wanted = self.rate * weight_US.sum()
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             many = ((_passed_by(said_US, middle) > 0) * weight_US).sum() > wanted
             low, high = torch.where(many, middle, low), torch.where(many, high, middle)
-        return (low + high) / 2
+        return high
 
 
 def _passed_by(said_US: Tensor, log_tau: Tensor) -> Tensor:
