@@ -109,7 +109,7 @@ def test_a_stage_can_be_added():
         ("main.loop.spread=nan", "0 or more"),
         ("main.loop.spread=inf", "0 or more"),
         ("side.values=maybe", "true or false"),
-        ("frame.boundary=everywhere", "'stride', 'learned', 'tried', 'change', 'random', 'none'"),
+        ("frame.boundary=everywhere", "'stride', 'learned', 'tried', 'surprise', 'change', 'random', 'none'"),
         ("observation.scale=1", "'observation'"),
     ],
 )
