@@ -61,13 +61,24 @@ def make_env(
     outside = max_episode_steps if "skip4" in names else None  # inside it would count every frame
     env = _make(env_id, max_episode_steps=max_episode_steps if outside is None else None, **kwargs)
     for name in names:
-        env = WRAPPERS[name](env)
+        env = _wrapped(env, name)
     if outside is not None:
         env = TimeLimit(env, outside)
     env = single_precision(env)
     if seed is not None:
         env.reset(seed=seed)
     return env
+
+
+def _wrapped(env: gymnasium.Env, name: str) -> gymnasium.Env:
+    try:
+        return WRAPPERS[name](env)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a wrapper's own code makes of an environment that it was not made for
+        raise UserError(
+            f"the wrapper {name!r} does not fit an environment that shows {env.observation_space}"
+        ) from error
 
 
 def _make(env_id: str, **kwargs: Any) -> gymnasium.Env:

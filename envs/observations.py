@@ -41,13 +41,22 @@ def to_frames(space: Space, observation: Any) -> np.ndarray:
         UserError: it is no observation of that space.
     """
     if isinstance(space, Discrete):
-        choice = np.asarray(observation)
+        choice = _array(observation)
         if choice.dtype.kind not in "iu" or ((choice < space.start) | (choice >= space.start + space.n)).any():
             raise UserError(f"the observation {observation!r} is not in {space}")
-        return np.eye(int(space.n), dtype=np.uint8)[choice - space.start]
+        frames = np.zeros((*choice.shape, int(space.n)), np.uint8)
+        np.put_along_axis(frames, (choice - space.start)[..., None].astype(np.int64), 1, axis=-1)
+        return frames
     if isinstance(space, Dict):
         return _record(space, observation)
-    return np.asarray(observation)
+    return _array(observation)
+
+
+def _array(observation: Any) -> np.ndarray:
+    try:
+        return np.asarray(observation)
+    except ValueError as error:
+        raise UserError(f"an observation cannot be read as an array: {error}") from error
 
 
 def _record(space: Dict, observation: Any) -> np.ndarray:
@@ -65,6 +74,8 @@ def _record(space: Dict, observation: Any) -> np.ndarray:
             )
         flat = np.ascontiguousarray(values).reshape(*lead, int(np.prod(part.shape)))
         rows.append(flat.view(np.uint8))
+    if len(leads := {row.shape[:-1] for row in rows}) > 1:
+        raise UserError(f"the parts of an observation are to be as many of each, not {sorted(leads)}")
     return np.concatenate(rows, axis=-1)
 
 

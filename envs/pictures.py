@@ -188,8 +188,8 @@ def draw_dreams(
         positions = windows.begin[row] + np.arange(context)
         before = to_rgb(table.frames[table.index[positions]], spec)
         pause = [length - 1] * 8
-        order = np.concatenate([np.arange(length), pause])
-        left, right = (np.concatenate([before, part[row, order]]) for part in (true_frames, dream_frames))
+        shown = np.concatenate([np.arange(length), pause])
+        left, right = (np.concatenate([before, part[row, shown]]) for part in (true_frames, dream_frames))
         video.append(truth_dream_error(left, right, dreaming=np.arange(len(left)) >= context))
     files.append(folder / "dreams.mp4")
     write_viewable(files[-1], np.concatenate(video), fps=5)

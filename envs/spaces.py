@@ -16,6 +16,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 from worldmodel.errors import UserError
 from worldmodel.specs import ActionSpec, ObservationSpec
 
+MOST_CHOICES = 10_000  # of one observation: each is a byte of a frame
 SMALLEST_IMAGE = 16  # sides below this many pixels are cells of a symbolic grid
 MINIGRID_CODES = 10  # MiniGrid declares its grids as 0..255, but its largest object code is 10
 
@@ -42,6 +43,7 @@ def space_to_json(space: Space) -> dict[str, Any]:
     if isinstance(space, MultiDiscrete):
         return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
     if isinstance(space, Dict):
+        _check_names(space)
         return {"type": "Dict", "spaces": {name: space_to_json(part) for name, part in space.spaces.items()}}
     raise UserError(
         f"the space {space} is a {type(space).__name__}; only Box, Discrete, MultiDiscrete and Dict are supported, "
@@ -94,9 +96,16 @@ def observation_spec(space: Space, kind: str | None = None) -> ObservationSpec:
         UserError: observations of this space cannot be fed to the model.
     """
     if isinstance(space, Dict):
-        return ObservationSpec.record(_part(name, part) for name, part in space.spaces.items())
+        _check_names(space)
+        return ObservationSpec.record(_part(name, part) for name, part in sorted(space.spaces.items()))
     if isinstance(space, Discrete):
-        return ObservationSpec(kind="choice", shape=(int(space.n),), scale=1.0)
+        if space.n > MOST_CHOICES:
+            raise UserError(
+                f"observations of one of {space.n} choices are too many to tell apart: {MOST_CHOICES} at most"
+            )
+        return ObservationSpec(
+            kind="choice", shape=(int(space.n),), scale=0.1
+        )  # a one is seen as 10: it is one of many
     if not isinstance(space, Box):
         raise UserError(
             f"the observation space {space} is not a Box, a Discrete or a Dict of these; choose a wrapper that makes "
@@ -119,6 +128,11 @@ def observation_spec(space: Space, kind: str | None = None) -> ObservationSpec:
         return ObservationSpec(shape=space.shape, dtype=space.dtype.name, kind=kind, offset=offset, scale=scale)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _check_names(space: Dict) -> None:
+    if others := [name for name in space.spaces if not isinstance(name, str)]:
+        raise UserError(f"the parts of a Dict space must have names of text, not {others[0]!r}")
 
 
 def _part(name: str, space: Space) -> ObservationSpec:

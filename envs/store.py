@@ -24,7 +24,7 @@ from gymnasium import Space
 from gymnasium.spaces import Dict
 
 from worldmodel.envs.check_episode import checked
-from worldmodel.envs.observations import to_frames
+from worldmodel.envs.observations import frame_type, to_frames
 from worldmodel.envs.rollout import Episode
 from worldmodel.envs.spaces import SMALLEST_IMAGE, observation_spec, space_from_json, space_to_json
 from worldmodel.envs.store_index import put, read_index, write_index
@@ -82,7 +82,9 @@ class EpisodeStore:
                 "observation_space": space_to_json(observation_space),
                 "action_space": space_to_json(action_space),
             }
-        store = cls(root, environment, _codec_for(space_from_json(environment["observation_space"])), [])
+        space = space_from_json(environment["observation_space"])
+        frame_type(space)  # who cannot be kept should be told so now
+        store = cls(root, environment, _codec_for(space), [])
         try:
             (root / "episodes").mkdir(parents=True, exist_ok=True)
             store._write_index()
@@ -211,9 +213,10 @@ class EpisodeStore:
         if self.codec != "x264rgb":
             return data["observations"]
         pictures = read_video(self._path(name, "mkv"))
-        if "beside" not in data:
+        if not isinstance(self.observation_space, Dict):
             return pictures
-        return np.concatenate([pictures.reshape(len(pictures), -1), data["beside"]], axis=1)
+        flat = pictures.reshape(len(pictures), -1)
+        return np.concatenate([flat, data["beside"]], axis=1) if "beside" in data else flat
 
     def episodes(self) -> Iterator[Episode]:
         """All episodes, decoded one by one. Damaged ones are skipped, each with a warning that names it."""

@@ -6,7 +6,7 @@ A name is all that an environment spec keeps of a wrapper, so what it does must 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import gymnasium
 import numpy as np
@@ -21,6 +21,7 @@ from gymnasium.wrappers import (
     TransformObservation,
 )
 
+from worldmodel.envs.spaces import SMALLEST_IMAGE
 from worldmodel.errors import UserError
 
 SKIP = 4  # frames that an action is held for in Atari games
@@ -78,11 +79,10 @@ def _resize64(env: gymnasium.Env) -> gymnasium.Env:
         return small.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
     def small(space: Space) -> Space | None:
-        shape = space.shape or ()
-        return Box(0, 255, (64, 64, shape[2]), np.uint8) if len(shape) == 3 else None
+        return Box(0, 255, (64, 64, space.shape[2]), np.uint8) if _is_picture(space) else None
 
     return _transformed(
-        env, shrink, small, f"the wrapper 'resize64' needs images of shape (H, W, C), not {env.observation_space}"
+        env, shrink, small, f"the wrapper 'resize64' needs images of uint8, (H, W, C), not {env.observation_space}"
     )
 
 
@@ -91,6 +91,11 @@ class SkipFrames(gymnasium.Wrapper):
 
     As in Mnih et al. (2015): Atari games draw some things in every other frame only.
     """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        if not isinstance(env.observation_space, Box) or env.observation_space.dtype != np.uint8:
+            raise UserError(f"the wrapper 'skip4' needs brightnesses of uint8, not {env.observation_space}")
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One action; the rewards of its frames are added up."""
@@ -115,6 +120,12 @@ def _grayscale(env: gymnasium.Env) -> gymnasium.Env:
         return np.round(image @ weights).astype(np.uint8)[..., None]
 
     return TransformObservation(env, mix, Box(0, 255, (*shape[:2], 1), np.uint8))
+
+
+def _is_picture(space: Space) -> TypeGuard[Box]:
+    if not isinstance(space, Box) or space.dtype != np.uint8:
+        return False
+    return len(space.shape) == 3 and min(space.shape[:2]) >= SMALLEST_IMAGE
 
 
 def single_precision(env: gymnasium.Env) -> gymnasium.Env:

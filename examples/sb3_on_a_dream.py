@@ -62,7 +62,8 @@ if __name__ == "__main__":
     steps = int(sys.argv[2]) if len(sys.argv) > 2 else 50_000
 
     dream = VecMonitor(WideDream(gymnasium.make_vec("worldmodel/Dream-v0", num_envs=32, checkpoint=run)))
-    policy = "CnnPolicy" if len(dream.observation_space.shape) == 3 else "MlpPolicy"
+    shape = dream.observation_space.shape
+    policy = "MultiInputPolicy" if shape is None else "CnnPolicy" if len(shape) == 3 else "MlpPolicy"
     agent = PPO(policy, dream, n_steps=64, batch_size=256, n_epochs=4, seed=0, verbose=1)
     agent.learn(steps)
 

@@ -40,6 +40,7 @@ actions = list(range(env.action_space.n))[:3]
 futures = []
 for action in actions:
     env.unwrapped.set_state(here)
-    futures.append(env.step(action)[0].astype(float))
+    env.step(action)
+    futures.append(env.unwrapped.get_state().frames[0].astype(float))  # as an array, whatever the space
 for action, future in zip(actions, futures):
     print(f"action {action} instead of {actions[0]} changes the next frame by {abs(future - futures[0]).mean():.2f}")

@@ -30,7 +30,9 @@ def frame_router(config: FrameConfig, part: Tensor, counts: list[int]) -> Thresh
             if config.boundary == "stride" and not 1 <= chunks <= patches:
                 raise ValueError(f"a frame of {patches} patches cannot have {chunks} chunks")
         return None
-    routers = [_of_modality(config, *t, patches, len(part)) for t, patches in zip(config.targets, counts, strict=True)]
+    names = ["", *(f"frame.beside.{i}." for i in range(len(config.beside)))]
+    each = zip(names, config.targets, counts, strict=True)
+    routers = [_of_modality(config, name, *target, patches, len(part)) for name, target, patches in each]
     if len(routers) == 1:
         return routers[0]
     if config.max_chunks < (least := sum(max(target) for target in config.targets)):
@@ -40,7 +42,9 @@ def frame_router(config: FrameConfig, part: Tensor, counts: list[int]) -> Thresh
     return ModalityRouters(routers, part)
 
 
-def _of_modality(config: FrameConfig, first: float, last: float, patches: int, of_all: int) -> Threshold | None:
+def _of_modality(
+    config: FrameConfig, where: str, first: float, last: float, patches: int, of_all: int
+) -> Threshold | None:
     """The router of one modality; None if that is one of several, and always one chunk."""
     if config.beside and last == 1 and first <= 1:
         return None
@@ -48,7 +52,8 @@ def _of_modality(config: FrameConfig, first: float, last: float, patches: int, o
         if not 1 < chunks < patches or config.max_chunks < chunks:
             raise ValueError(
                 f"{config.boundary} boundaries need a number of chunks between 1 and the {patches} patches of a frame, "
-                f"both exclusive, and max_chunks not below it, not {name}={chunks}, max_chunks={config.max_chunks}"
+                f"both exclusive, and max_chunks not below it, not {where}{name}={chunks}, "
+                f"max_chunks={config.max_chunks}"
             )
     rate = (last - 1) / (patches - 1)
     if config.boundary == "change":

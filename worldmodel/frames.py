@@ -268,6 +268,8 @@ class FrameStage(nn.Module):
         if self.max_chunks < S:  # the cap: the most probable boundaries of a frame win
             worst_kept = rank.topk(self.max_chunks, dim=1).values[:, -1:]
             boundary &= rank >= worst_kept
+            spare = self.max_chunks - opening.sum(1, keepdim=True)  # of those that are as probable the first ones
+            boundary &= opening | ((boundary & ~opening).cumsum(1) <= spare)
         gate = None
         if self.learned and not self.settled:
             gate = straight_through(routing.probability.masked_fill(opening, 1.0), boundary)

@@ -33,6 +33,7 @@ class ChunkPrior(nn.Module):
     def __init__(self, width: int, part: Tensor, parameters: int, *, starts: bool, rate: float = 0.0) -> None:
         super().__init__()
         patches = self.patches = len(part)
+        self.modalities = int(part.max()) + 1
         ends = torch.tensor([-1]), part.cpu(), torch.tensor([len(part)])  # before the first patch, and END
         self.register_buffer("part", torch.cat(ends), persistent=False)
         if starts:
@@ -54,10 +55,16 @@ class ChunkPrior(nn.Module):
         assert self.changes is not None
         return self.changes(y).to(y.dtype)
 
-    def start_logits(self, y: Tensor, last_start: Tensor, changed: Tensor | None = None) -> Tensor:
-        """Logits `(..., P + 1)` of where the next chunk starts: behind `last_start` `(...)` (-1: none yet) or END.
+    def start_logits(
+        self, y: Tensor, last_start: Tensor, changed: Tensor | None = None, left: Tensor | int | None = None
+    ) -> Tensor:
+        """Logits `(..., P + 1)` of where the next chunk starts, or END.
 
-        Only `changed` patches `(..., P)` may start one, if they are followed through time.
+        Args:
+            y: `(..., d1)`.
+            last_start: `(...)` int64, behind which it starts; -1 if there is none yet.
+            changed: `(..., P)` bool, the only patches that may start one, if they are followed through time.
+            left: `(...)` how many chunks the frame may still have: enough are kept for the modalities to come.
         """
         place = torch.arange(self.patches + 1, device=y.device)
         there = torch.ones_like(place, dtype=torch.bool) if changed is None else F.pad(changed, (0, 1), value=True)
@@ -65,16 +72,20 @@ class ChunkPrior(nn.Module):
         next_one = there & (self.part[1:] > self.part[last_start + 1].unsqueeze(-1))
         farthest = next_one.int().argmax(-1, keepdim=True)
         possible = there & (place > last_start.unsqueeze(-1)) & (place <= farthest)
+        if left is not None and self.modalities > 1:
+            each = [(next_one & (self.part[1:] == m)).any(-1) for m in range(self.modalities)]
+            to_come = torch.stack(each).sum(0)
+            possible &= (to_come < left).unsqueeze(-1) | (place == farthest)
         return self.start(y).to(y.dtype).masked_fill(~possible, -torch.inf)
 
     def draw_start(
-        self, y: Tensor, last_start: Tensor, uniform: Tensor | None, changed: Tensor | None
+        self, y: Tensor, last_start: Tensor, uniform: Tensor | None, changed: Tensor | None, left: int
     ) -> tuple[Tensor, Tensor]:
         """Where the next chunk starts or END, and the entropy of that choice in nats, both `(...)`.
 
         Arguments are those of `start_logits`; without `uniform` `(...)` numbers it is the most likely place.
         """
-        logits = self.start_logits(y, last_start, changed)
+        logits = self.start_logits(y, last_start, changed, left)
         p = logits.softmax(-1)
         entropy = -(p * p.clamp(min=1e-12).log()).sum(-1)
         return logits.argmax(-1) if uniform is None else pick(logits, uniform), entropy

@@ -127,7 +127,7 @@ def _mean(x: Tensor, weight: Tensor) -> Tensor:
 def reconstruction_loss(
     model: WorldModel, run: Pass, config: LossConfig, *, key: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Squared error of some of the frames, summed over a frame.
+    """Squared error of some of the frames, summed over a frame; of what is one of n choices the cross-entropy.
 
     Not the absolute error: its gradient is as large for noise on forty good tiles as for the one key that is missing,
     and the key never comes.
@@ -148,7 +148,7 @@ def reconstruction_loss(
             )
     painted, target = stage.paint_canvas(canvas, gate), seen.patches[which]
     same_shape(painted, target)
-    return (painted - target).square().sum((1, 2)).mean()
+    return stage.patches.error(painted, target).mean()
 
 
 def canvas_of(model: WorldModel, run: Pass, rows: Tensor, with_past: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -191,7 +191,7 @@ def picture_loss(
     latent = model.latent.infer(posterior, draws.latent)
     painted = stage.decode(latent, None, chunks)
     same_shape(painted, target)
-    error = (painted - target).square().sum((1, 2)).mean()
+    error = stage.patches.error(painted, target).mean()
     total = config.reconstruction * error
     if stage.tries:
         total = total + config.trial * trial_loss(model, batch.frames[chosen], key[0])
@@ -227,7 +227,7 @@ def trial_loss(model: WorldModel, frames: Tensor, key: Tensor) -> Tensor:
     with torch.no_grad():
         draws = frame_draws(key + row, row.new_zeros(()), posterior.shape[1], model.latent.draws)
         painted = stage.decode(model.latent.infer(posterior, draws.latent), None, chunks)
-        error = (painted - target).square().sum((1, 2))
+        error = stage.patches.error(painted, target)
         gain = error.roll(n) - error  # over the other way
         gain = gain / gain.std().clamp(min=1e-6)
     return -(gain * routing.log_probability).mean()
@@ -277,7 +277,8 @@ def start_loss(model: WorldModel, run: Pass) -> tuple[Tensor, Tensor]:
     last = torch.cat([torch.full_like(nothing, -1), torch.where(valid, start, P - 1)], dim=-1)
     asked = torch.cat([torch.ones_like(valid[..., :1]), valid], dim=-1)
     changed = None if run.seen.changed is None else run.seen.changed.unsqueeze(2)
-    log_p = model.prior.start_logits(run.y, last, changed).log_softmax(-1)
+    left = model.frame_stage.max_chunks - torch.arange(target.shape[-1], device=target.device)
+    log_p = model.prior.start_logits(run.y, last, changed, left).log_softmax(-1)
     loss = -log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     entropy = -(log_p.exp() * log_p.clamp(min=-100)).sum(-1)
     return (loss * asked).sum(-1), (entropy * asked).sum(-1)

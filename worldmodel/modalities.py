@@ -9,6 +9,8 @@ Shape suffixes: n frames, P patches of all modalities, S of them in a sequence, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,7 +57,8 @@ class Modalities(nn.Module):
     def fit(self, observations: Tensor) -> None:
         """See `Patches.fit`; of vectors only."""
         for patches, place in zip(self._patches(), self.spec.places):
-            patches.fit(self._view(observations, patches.spec, place))
+            if patches.spec.kind == "vector":
+                patches.fit(self._view(observations, patches.spec, place))
 
     def forward(self, frames: Tensor) -> Tensor:
         """`(n, bytes)` uint8 to `(n, P, V)`."""
@@ -68,12 +71,20 @@ class Modalities(nn.Module):
 
     def inverse(self, patches_nPV: Tensor) -> Tensor:
         """`(n, P, V)` to `(n, bytes)` uint8."""
-        written, before = [], 0
+        each = (patches.inverse(own.float()) for patches, own in self._apart(patches_nPV))
+        return torch.cat([values.flatten(1).contiguous().view(torch.uint8) for values in each], dim=1)
+
+    def error(self, painted_nPV: Tensor, target_nPV: Tensor) -> Tensor:
+        """See `Patches.error`; the sum over modalities."""
+        pairs = zip(self._apart(painted_nPV), self._apart(target_nPV))
+        return torch.stack([patches.error(painted, target) for (patches, painted), (_, target) in pairs]).sum(0)
+
+    def _apart(self, patches_nPV: Tensor) -> Iterator[tuple[Patches, Tensor]]:
+        """The patches of each modality, in its own columns: `(n, own P, own V)`."""
+        before = 0
         for patches, own in zip(self._patches(), patches_nPV.split(self.counts, dim=1)):
-            values = own[..., before : before + patches.values].float()
-            written.append(patches.inverse(values).flatten(1).contiguous().view(torch.uint8))
+            yield patches, own[..., before : before + patches.values]
             before += patches.values
-        return torch.cat(written, dim=1)
 
     @staticmethod
     def _view(frames: Tensor, spec: ObservationSpec, place: slice) -> Tensor:

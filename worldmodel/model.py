@@ -358,7 +358,7 @@ class WorldModel(nn.Module):
             place = torch.arange(changed.shape[1], device=y.device)
             ahead = self.frame_stage.strided(changed) & (place > last.unsqueeze(-1))
             return torch.where(ahead.any(1), ahead.long().argmax(1), changed.shape[1]), torch.zeros_like(y[:, 0])
-        return self.prior.draw_start(y, last, None if greedy else uniform, changed)
+        return self.prior.draw_start(y, last, None if greedy else uniform, changed, self.frame_stage.max_chunks - k)
 
     @torch.no_grad()
     def decode(self, output: StepOutput) -> Tensor:

@@ -71,11 +71,22 @@ class Patches(nn.Module):
 
     def inverse(self, patches: Tensor) -> Tensor:
         """`(n, P, V)` to `(n, *shape)` in the observation's own dtype, rounded and clipped for integers."""
+        x = self._whole(patches)
+        if self.spec.kind == "choice":
+            return F.one_hot(x.argmax(-1), self.H).to(torch.uint8)
+        x = (x.view(-1, self.H, self.W, self.C) * self.scale + self.offset).view(x.shape)
+        return x.round().clamp(0, 255).to(torch.uint8) if self.spec.dtype == "uint8" else x
+
+    def error(self, painted: Tensor, target: Tensor) -> Tensor:
+        """How wrong painted patches `(n, P, V)` are: `(n,)` squared errors summed, or of a choice the cross-entropy."""
+        if self.spec.kind == "choice":
+            return F.cross_entropy(self._whole(painted), self._whole(target).argmax(-1), reduction="none")
+        return (painted - target).square().sum((1, 2))
+
+    def _whole(self, patches: Tensor) -> Tensor:
+        """Patches `(n, P, V)` put together: `(n, *shape)`."""
         n = patches.shape[0]
         x = patches if self.place is None else patches[:, self.place]
         x = x.view(n, self.rows, self.columns, self.ph, self.pw, self.C).transpose(2, 3)
         x = x.reshape(n, self.rows * self.ph, self.columns * self.pw, self.C)[:, : self.H, : self.W]
-        x = (x * self.scale + self.offset).reshape(n, *self.spec.shape)
-        if self.spec.kind == "choice":
-            return F.one_hot(x.argmax(-1), self.H).to(torch.uint8)
-        return x.round().clamp(0, 255).to(torch.uint8) if self.spec.dtype == "uint8" else x
+        return x.reshape(n, *self.spec.shape)

@@ -53,6 +53,7 @@ def _cut_up(observation: ObservationSpec, finer: int) -> dict[str, Any]:
         patch = sizes.get(modality.kind, modality.shape[0])  # a choice is one patch
         axes = 1 if len(modality.shape) == 1 else 2
         patches = math.prod(-(-side // patch) for side in modality.shape[:axes])
-        cut.append({"patch": patch, "chunks": float(min(finer * wanted[modality.kind], patches))})
+        # Fewer chunks than patches, or a router has nothing to decide.
+        cut.append({"patch": patch, "chunks": float(min(finer * wanted[modality.kind], max(1, patches - 1)))})
     beside = tuple(BesideConfig(**other) for other in cut[1:])
     return cut[0] | {"beside": beside, "max_chunks": 8 * finer + round(sum(other.chunks for other in beside))}

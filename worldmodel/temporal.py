@@ -64,7 +64,7 @@ class TemporalStage(nn.Module):
             raise ValueError(
                 f"TimeConfig: patches are followed through time by Mamba-2, 'm' or 'M', not {time.layers!r}"
             )
-        changes = on_the_way(time.changes_outer, time.changes, round / max(1, time.rounds - 1))
+        changes = on_the_way(time.changes_outer, time.changes, round / (time.rounds - 1) if time.rounds > 1 else 1.0)
         if not changes < patches:
             raise ValueError(f"TimeConfig: of {patches} patches a frame, {changes} cannot change on average")
         self.patches, self.width = patches, width
