@@ -191,3 +191,22 @@ def test_an_agent_is_told_which_way_it_looks():
     observation, *_ = env.step(1)
     assert (observation["direction"] - before) % 4 == 1
     assert (observation["image"] == make_env(EMPTY).reset(seed=0)[0]).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("env_id", "wrappers", "words"),
+    [
+        ("CartPole-v1", ["render_beside", "skip4"], "'skip4' needs brightnesses of uint8, not Dict"),
+        ("FrozenLake-v1", ["skip4"], "'skip4' needs brightnesses of uint8, not Discrete"),
+        (
+            "CartPole-v1",
+            ["minigrid_rgb_direction"],
+            "'minigrid_rgb_direction' does not fit an environment that shows Box",
+        ),
+        ("CartPole-v1", ["render_beside", "render_beside"], "'render_beside' does not fit"),
+        (EMPTY, ["minigrid_grid", "resize64"], "'resize64' needs images of uint8"),
+    ],
+)
+def test_a_wrapper_that_does_not_fit_is_named(env_id, wrappers, words):
+    with pytest.raises(UserError, match=words):
+        make_env(env_id, wrappers=wrappers)

@@ -1,5 +1,7 @@
 """Observations as frames and back, for any space that can be recorded."""
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 from gymnasium import Space
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldmodel.envs.observations import count_rows, frame_type, from_frames, modalities_of, row_of, to_frames
-from worldmodel.envs.spaces import observation_spec
+from worldmodel.envs.spaces import observation_spec, space_from_json, space_to_json
 from worldmodel.errors import UserError
 
 pictures = st.builds(
@@ -69,3 +71,35 @@ def test_what_lies_beyond_the_bounds_is_clipped():
 def test_what_is_no_observation_is_named(observation, words):
     with pytest.raises(UserError, match=words):
         to_frames(Dict({"x": Box(-1, 1, (2,), np.float32), "n": Discrete(3)}), observation)
+
+
+def test_the_order_of_a_dict_means_nothing():
+    low, high = Box(-1, 0, (2,), np.float32), Box(10, 11, (2,), np.float32)
+    one, other = Dict({"a": low, "b": high}), Dict(OrderedDict(b=high, a=low))
+    assert list(one.spaces) != list(other.spaces) and one == other
+    assert observation_spec(one) == observation_spec(other)
+    assert observation_spec(space_from_json(space_to_json(other))) == observation_spec(other)
+    observation = {"b": np.array([10, 11], np.float32), "a": np.array([-1, 0], np.float32)}
+    back = from_frames(one, to_frames(other, observation))
+    assert all((back[name] == observation[name]).all() for name in back)
+
+
+@pytest.mark.parametrize(
+    "observation,words",
+    [
+        ({"x": np.zeros((4, 2), np.float32), "n": np.zeros(3, int)}, r"as many of each, not \[\(3,\), \(4,\)\]"),
+        ({"x": np.zeros((4, 2), np.float32), "n": [[1], [1, 2]]}, "cannot be read as an array"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_named(observation, words):
+    with pytest.raises(UserError, match=words):
+        to_frames(Dict({"x": Box(-1, 1, (2,), np.float32), "n": Discrete(3)}), observation)
+
+
+def test_choices_of_any_type_and_number():
+    assert to_frames(Discrete(3), np.array([2, 0], np.uint64)).tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert to_frames(Discrete(10_000), np.int64(9_999)).argmax() == 9_999
+    with pytest.raises(UserError, match="1000000 choices are too many"):
+        observation_spec(Discrete(10**6))
+    with pytest.raises(UserError, match="names of text, not 0"):
+        observation_spec(Dict({0: Discrete(2)}))

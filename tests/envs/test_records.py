@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 from dreaming import make_vec
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -73,6 +73,20 @@ def test_a_dict_can_be_given_to_a_store_as_it_is(tmp_path):
     frames["x"][2, 1] = np.nan
     with pytest.raises(UserError, match="not a finite number in the part 'x'"):
         store.add(frames, np.zeros(3, int), np.zeros(3), False, True)
+
+
+def test_a_dict_of_one_picture_comes_back_too(tmp_path):
+    space = Dict({"view": Box(0, 255, (16, 16, 3), np.uint8)})
+    store = EpisodeStore.create(tmp_path, observation_space=space, action_space=Discrete(2))
+    view = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    frames = store.read(store.add({"view": view}, np.zeros(3, int), np.zeros(3), True, False)).observations
+    assert (from_frames(space, frames)["view"] == view).all()
+
+
+def test_what_cannot_be_kept_is_refused_before_there_is_a_store(tmp_path):
+    with pytest.raises(UserError, match="MultiDiscrete"):
+        EpisodeStore.create(tmp_path / "new", observation_space=MultiDiscrete([2, 3]), action_space=Discrete(2))
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("name", ["compass", "lake"])

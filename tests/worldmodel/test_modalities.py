@@ -22,6 +22,7 @@ from test_model import KEY
 from test_training import QUICK
 
 from worldmodel.config import BesideConfig, ModelConfig
+from worldmodel.losses import start_loss
 from worldmodel.modalities import Modalities
 from worldmodel.model import WorldModel
 from worldmodel.presets import preset
@@ -158,6 +159,61 @@ def test_a_dream_starts_a_chunk_at_the_first_patch_of_each_modality(name):
         frames = model.decode(out)
         assert frames.dtype == torch.uint8 and frames.shape == (3, *RECORD.shape)
     assert len(seen) == 1 if name == "record" else len(seen) > 1
+
+
+@pytest.mark.parametrize("boundary", ROUTED)
+def test_a_full_frame_keeps_chunks_for_the_modalities_to_come(boundary):
+    """In the encoder and in dreams, where a router wants far more than there may be."""
+    config = many(boundary, max_chunks=18)
+    model = random_model(config)
+    for router in model.frame_stage.routers:
+        router.logit_tau -= 8.0
+    with torch.no_grad():
+        model.prior.start.bias -= 5.0 * torch.arange(len(model.prior.start.bias))  # as near as can be
+    opening = {0, *torch.tensor(model.frame_stage.patches.counts).cumsum(0)[:-1].tolist()}
+    frames = random_frames(config, 40, 5)
+    frames[:20] = frames[:1]
+    counts = chunks_of(model, frames)
+    assert (counts >= 1).all() and counts.sum(1).max() == 18
+    state, _ = model.observe(model.initial_state(40), None, frames, torch.ones(40, dtype=torch.bool))
+    full = 0
+    for t in range(6):
+        state, out = model.imagine(state, random_actions(config, 40, seed=t))
+        full += int((out.chunks == 18).sum())
+        assert all(opening <= set(start.tolist()) for start in out.starts)
+    assert full > 10
+    batch = random_batch(config, rows=3, length=5)
+    with torch.no_grad():
+        loss, _ = start_loss(model, model(batch, KEY))
+    assert loss.isfinite().all()
+
+
+def test_equally_probable_boundaries_never_crowd_out_a_modality():
+    config = many("change", max_chunks=18)
+    model = WorldModel(config).eval()
+    model.frame_stage.routers[0].logit_tau.fill_(-18.0)  # as where most frames are of one colour: p is 1 to the bit
+    counts = chunks_of(model, random_frames(config, 20, 0))
+    assert (counts >= 1).all() and (counts.sum(1) <= 18).all()
+
+
+def test_one_of_many_choices_is_learned():
+    """Of 200 states, each shown as a one-hot: what a squared error would hardly move."""
+    torch.manual_seed(0)
+    spec = ObservationSpec(shape=(200,), kind="choice", scale=0.1)
+    frame, latent = replace(CONFIG.frame, patch=200, chunks=1.0), replace(CONFIG.latent, groups=8)
+    config = replace(CONFIG, observation=spec, frame=frame, latent=latent)
+    stage, latent = (model := WorldModel(config)).frame_stage, model.latent
+    frames = torch.eye(200, dtype=torch.uint8)
+    optimizer = torch.optim.AdamW(stage.parameters(), 5e-3)
+    for _ in range(300):
+        patches = stage.patches(frames)
+        chunks, posterior, _ = stage.encode(stage.look(patches), patches, None)
+        painted = stage.decode(latent.infer(posterior, torch.zeros(())), None, chunks)
+        loss = stage.patches.error(painted, patches).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (stage.patches.inverse(painted) == frames).all(1).float().mean() > 0.9
 
 
 def test_patches_that_stay_are_in_no_chunk_and_each_modality_still_begins_its_own():

@@ -79,3 +79,9 @@ def test_patches_that_stand_still_are_not_looked_at_in_the_space_between_two_rou
     assert torch.equal(after[~changed], h[~changed])
     assert torch.equal(after[changed], other[changed])
     assert not torch.equal(after[changed], h[changed])
+
+
+def test_one_round_is_the_last_one() -> None:
+    for outer in (0.0, 8.0):
+        stage = WorldModel(replace(LEARNED, time=TimeConfig(layers="m1", changes=2.0, changes_outer=outer))).frame_stage
+        assert stage.time is not None and stage.time.router.rate.item() == pytest.approx(2 / 12)
