@@ -10,7 +10,6 @@ E width d1, Z latent width, R readers.
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,16 +18,15 @@ from torch import Tensor, nn
 
 from worldmodel.chunks import Chunks
 from worldmodel.config import ModelConfig
-from worldmodel.frame_router import frame_router
+from worldmodel.cutting import Cutting, New
 from worldmodel.kernels import noise
-from worldmodel.kernels.compaction import compact, spread, take
+from worldmodel.kernels.compaction import spread, take
 from worldmodel.layers import Stack
-from worldmodel.modalities import ModalityRouters, patches_of
+from worldmodel.modalities import patches_of
 from worldmodel.outer import OuterStages
 from worldmodel.past_frame import PastFrame
-from worldmodel.router import Routing, Threshold, on_the_way, straight_through
+from worldmodel.router import Routing
 from worldmodel.side import action_width
-from worldmodel.surprise import Foresight
 from worldmodel.temporal import TemporalStage
 
 MASK = 4  # stream of a key's noise
@@ -36,9 +34,6 @@ MASK = 4  # stream of a key's noise
 
 class FrameStage(nn.Module):
     """Encoder, boundaries, posterior, and decoder of single frames."""
-
-    fixed_start: Tensor
-    at_stride: Tensor
 
     def __init__(self, config: ModelConfig, latent_parameters: int, latent_width: int) -> None:
         super().__init__()
@@ -59,18 +54,8 @@ class FrameStage(nn.Module):
         self.past = PastFrame(V, action_width(config.action), D) if frame.sees_past else None
         self.time = TemporalStage(config, P, V) if config.time.layers else None
         self.encoder = Stack(frame.encoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
+        self.cutting = Cutting(frame, self.patches, V, config.mamba)
         self.settled = False
-        self.router = frame_router(frame, self.patches.part, self.patches.counts)
-        self.learned, self.tries = frame.boundary == "learned", frame.boundary == "tried"
-        self.foresight = Foresight(P, V, config.mamba) if frame.boundary == "surprise" else None
-        counts, before = self.patches.counts, [0, *accumulate(self.patches.counts)]
-        fixed = counts if frame.boundary == "none" else [round(chunks) for _, chunks in frame.targets]
-        self.strides = [-(-count // n) for count, n in zip(counts, fixed)]  # of each modality
-        starts = [begin + torch.arange(n) * count // n for begin, count, n in zip(before, counts, fixed)]
-        self.register_buffer("fixed_start", torch.cat(starts))
-        if self.router is not None:
-            self.register_buffer("at_stride", torch.tensor(False))  # whether chunks have yet to be handed over to it
-        self.max_chunks = len(self.fixed_start) if self.router is None else min(frame.max_chunks, P)
         # The first patch of a chunk cannot know where the chunk will end, so its vector also pools the whole span. A
         # plain mean would mix a dozen patches in D numbers; each patch is weighed by its place first, in R ways.
         R = self.readers = frame.readers
@@ -108,40 +93,17 @@ class FrameStage(nn.Module):
         """The patches at the resolution that the model was born with, `(U, P, V)`."""
         return patches_UPV if self.outer is None else self.outer.shrink(patches_UPV)
 
-    @property
-    def routers(self) -> list[Threshold]:
-        """Of all modalities that have one."""
-        return [] if self.router is None else [router for router in self.router.each if router is not None]
-
     def settle(self) -> None:
         """Let the encoder and the boundaries stand still: nothing is hidden from them, and no gradient reaches them."""
         self.settled = True
-        for router in self.routers:
-            router.still = True
-
-    def anneal(self, progress: float) -> float:
-        """Set the wanted number of chunks a frame to where it stands; returns it. See `WorldModel.anneal`."""
-        if self.router is None:
-            return float(self.max_chunks)
-        chunks = [on_the_way(*target, progress) for target in self.config.targets]
-        for router, wanted, count in zip(self.router.each, chunks, self.patches.counts):
-            if router is not None:
-                router.aim((wanted - 1) / (count - 1))
-        return sum(chunks)
-
-    def hold_stride(self, hold: bool) -> None:
-        """Chunk at a fixed stride, as if there were no router, or hand over to it.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if self.router is None:
-            raise ValueError(f"there is nothing to hand over to: boundary is '{self.config.boundary}', not 'learned'")
-        self.at_stride.fill_(hold)
+        self.cutting.settle()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        if self.router is not None:
-            state_dict.setdefault(prefix + "at_stride", self.at_stride)  # older weights know of no handing over
+        for name in list(state_dict):  # older weights have what cuts up directly here
+            if name.startswith(tuple(prefix + own for own in ("router.", "fixed_start", "at_stride"))):
+                state_dict[f"{prefix}cutting.{name.removeprefix(prefix)}"] = state_dict.pop(name)
+        if self.cutting.router is not None:
+            state_dict.setdefault(prefix + "cutting.at_stride", self.cutting.at_stride)  # nor did they hand over
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _hidden(self, key: Tensor, frames: int) -> Tensor:
@@ -192,99 +154,18 @@ class FrameStage(nn.Module):
         uniform_UP: Tensor | None,
     ) -> tuple[Tensor, Chunks, Routing | None]:
         """What the encoder makes of the patches, the chunks, and what the router said; arguments are `encode`'s."""
-        order = present = None
         if changed_UP is None:
-            h = self.encoder(x_UPD)
-            scored = self._scored(h, self.small(patches_UPV), None)
+            new, h = None, self.encoder(x_UPD)
+            seen = h
         else:
-            order, present = compact(changed_UP)
-            packed = self.encoder(take(x_UPD, order), present=present)
-            h = torch.zeros_like(x_UPD).scatter(1, order.unsqueeze(-1).expand_as(packed), packed)
-            # Nothing at pads, so that a hash of what is there knows nothing of them.
-            scored = self._scored(packed, self.small(patches_UPV), order)
-            scored = scored.masked_fill(~present.unsqueeze(-1), 0.0)
-        if self.router is None or self.at_stride:
-            return h, self._fixed(len(h), changed_UP), None
-        return h, *self._route(self.router, scored, weight_U, order, present, changed_UP, uniform_UP)
-
-    def _scored(self, h: Tensor, patches: Tensor, order: Tensor | None) -> Tensor:
-        """What the router is shown: what the encoder says, the patches in their order, both, or how they surprise."""
-        if self.foresight is not None:
-            with torch.no_grad():
-                surprise = self.foresight(patches).unsqueeze(-1)
-            return surprise if order is None else take(surprise, order)
-        patches = patches if order is None else take(patches, order)
-        if self.tries:
-            return torch.cat([h, patches.to(h.dtype)], dim=-1)
-        return h if self.learned else patches
+            new = New.of(changed_UP)
+            seen = self.encoder(take(x_UPD, new.order), present=new.present)
+            h = torch.zeros_like(x_UPD).scatter(1, new.order.unsqueeze(-1).expand_as(seen), seen)
+        return h, *self.cutting(seen, self.small(patches_UPV), weight_U, new, uniform_UP)
 
     def _at_rest(self) -> torch.set_grad_enabled:
         """No gradient for an encoder that has settled."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self.settled)
-
-    def _fixed(self, U: int, changed_UP: Tensor | None) -> Chunks:
-        """At a fixed stride, over those patches that changed."""
-        P = self.patches.count
-        if changed_UP is None:
-            start = self.fixed_start.expand(U, -1)
-            return Chunks.at(start, torch.ones_like(start, dtype=torch.bool), P)
-        return self._chunks(self.strided(changed_UP), changed_UP)
-
-    def strided(self, changed_UP: Tensor) -> Tensor:
-        """Where chunks start at a fixed stride, if only some patches changed: `(U, P)` bool."""
-        of_each = zip(changed_UP.split(self.patches.counts, dim=1), self.strides)
-        return torch.cat([new & ((new.long().cumsum(1) - 1) % stride == 0) for new, stride in of_each], dim=1)
-
-    def _chunks(self, boundary_UP: Tensor, changed_UP: Tensor | None) -> Chunks:
-        start, valid = compact(boundary_UP)
-        if start.shape[1] == 0:  # nothing changed anywhere: one column of chunks that do not exist
-            start, valid = start.new_zeros(len(start), 1), valid.new_zeros(len(start), 1)
-        start, valid = start[:, : self.max_chunks], valid[:, : self.max_chunks]
-        return Chunks.at(torch.where(valid, start, 0), valid, self.patches.count, changed_UP)
-
-    def _route(
-        self,
-        router: Threshold | ModalityRouters,
-        scored: Tensor,
-        weight_U: Tensor | None,
-        order: Tensor | None,
-        present: Tensor | None,
-        changed_UP: Tensor | None,
-        uniform_UP: Tensor | None,
-    ) -> tuple[Chunks, Routing]:
-        """By the scores of a router, over all patches or over those that changed, `order` of them `present`."""
-        U, S = scored.shape[:2]
-        opening = self._opening(order)[:, :S]  # starts a chunk whatever the router says
-        free = ~opening.expand(U, -1)
-        if present is not None:
-            opening, free = opening & present, free & present
-        free = free.float()
-        weight = None if weight_U is None else weight_U[:, None].expand(U, S).float()
-        drawn = () if uniform_UP is None else (uniform_UP[:, :S],)
-        placed = {"order_US": order} if isinstance(router, ModalityRouters) else {}
-        routing = router(scored, free, weight, *drawn, **placed)
-        boundary = routing.boundary | opening
-        rank = (routing.probability.detach() * boundary).masked_fill(opening, 2.0)
-        if self.max_chunks < S:  # the cap: the most probable boundaries of a frame win
-            worst_kept = rank.topk(self.max_chunks, dim=1).values[:, -1:]
-            boundary &= rank >= worst_kept
-            spare = self.max_chunks - opening.sum(1, keepdim=True)  # of those that are as probable the first ones
-            boundary &= opening | ((boundary & ~opening).cumsum(1) <= spare)
-        gate = None
-        if self.learned and not self.settled:
-            gate = straight_through(routing.probability.masked_fill(opening, 1.0), boundary)
-        if order is not None and changed_UP is not None:
-            boundary = torch.zeros_like(changed_UP).scatter(1, order, boundary)
-            if gate is not None:
-                gate = torch.ones_like(changed_UP, dtype=gate.dtype).scatter(1, order, gate)
-        chunks = self._chunks(boundary, changed_UP)
-        chunks.gate = gate
-        return chunks, routing
-
-    def _opening(self, order_US: Tensor | None) -> Tensor:
-        """Which patches are the first of their modality, `(U or 1, S)` bool; those in that order, if it is given."""
-        part = self.patches.part.unsqueeze(0) if order_US is None else self.patches.part[order_US]
-        return F.pad(part[:, 1:] != part[:, :-1], (1, 0), value=True)
 
     def unpacked(self, latent_nKZ: Tensor, past_nKE: Tensor | None) -> Tensor:
         """What the painter reads of each chunk, `(n, K, R * D)`; arguments are those of `decode`."""

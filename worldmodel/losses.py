@@ -75,10 +75,10 @@ def world_model_loss(
     notes: dict[str, Tensor] = {}
 
     terms["reconstruction"] = reconstruction_loss(model, run, config, key=key, generator=generator)
-    if model.frame_stage.tries and not model.frame_stage.settled:
+    if model.frame_stage.cutting.tries and not model.frame_stage.settled:
         some = loose if len(loose := loose_frames(batch)) else torch.arange(len(batch.frames), device=key.device)
         terms["trial"] = trial_loss(model, batch.frames[some], key[0])
-    if model.frame_stage.foresight is not None and not model.frame_stage.settled:
+    if model.frame_stage.cutting.foresight is not None and not model.frame_stage.settled:
         terms["foresight"] = foresight_loss(model, run.seen.patches)
     dynamics, representation = latent_kl(model, run, config.free_nats)
     terms["dynamics"] = _mean(dynamics, predictable)
@@ -193,9 +193,9 @@ def picture_loss(
     same_shape(painted, target)
     error = stage.patches.error(painted, target).mean()
     total = config.reconstruction * error
-    if stage.tries:
+    if stage.cutting.tries:
         total = total + config.trial * trial_loss(model, batch.frames[chosen], key[0])
-    if stage.foresight is not None:
+    if stage.cutting.foresight is not None:
         total = total + config.foresight * foresight_loss(model, target)
     notes = {"loss/reconstruction": error, "latent/posterior_entropy": model.latent.entropy(posterior).sum(-1).mean()}
     if routing is not None:
@@ -207,8 +207,8 @@ def picture_loss(
 
 def foresight_loss(model: WorldModel, patches_UPV: Tensor) -> Tensor:
     """Squared error of patches that are foretold from those before them, summed over a frame. Nothing else learns."""
-    assert model.frame_stage.foresight is not None
-    return model.frame_stage.foresight(model.frame_stage.small(patches_UPV)).sum(1).mean()
+    assert model.frame_stage.cutting.foresight is not None
+    return model.frame_stage.cutting.foresight(model.frame_stage.small(patches_UPV)).sum(1).mean()
 
 
 def trial_loss(model: WorldModel, frames: Tensor, key: Tensor) -> Tensor:
@@ -277,7 +277,7 @@ def start_loss(model: WorldModel, run: Pass) -> tuple[Tensor, Tensor]:
     last = torch.cat([torch.full_like(nothing, -1), torch.where(valid, start, P - 1)], dim=-1)
     asked = torch.cat([torch.ones_like(valid[..., :1]), valid], dim=-1)
     changed = None if run.seen.changed is None else run.seen.changed.unsqueeze(2)
-    left = model.frame_stage.max_chunks - torch.arange(target.shape[-1], device=target.device)
+    left = model.frame_stage.cutting.max_chunks - torch.arange(target.shape[-1], device=target.device)
     log_p = model.prior.start_logits(run.y, last, changed, left).log_softmax(-1)
     loss = -log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     entropy = -(log_p.exp() * log_p.clamp(min=-100)).sum(-1)

@@ -75,12 +75,12 @@ class WorldModel(nn.Module):
     @property
     def fixed_starts(self) -> bool:
         """True where all frames have the same chunks, so that nothing is routed and no start is generated."""
-        return self.frame_stage.router is None and self.frame_stage.time is None
+        return self.frame_stage.cutting.router is None and self.frame_stage.time is None
 
     @property
     def predicts_starts(self) -> bool:
         """True where a dream has to say where chunks start: not at a fixed stride, of all patches or of new ones."""
-        return self.frame_stage.router is not None
+        return self.frame_stage.cutting.router is not None
 
     @property
     def core(self) -> LoopedCore | None:
@@ -106,7 +106,7 @@ class WorldModel(nn.Module):
         Args:
             progress: 0 at the first targets, 1 where all have arrived; deeper stages arrive earlier (`on_the_way`).
         """
-        self.causal_stage.anneal(progress, 1 + self.frame_stage.anneal(progress))
+        self.causal_stage.anneal(progress, 1 + self.frame_stage.cutting.anneal(progress))
 
     def grow(self) -> WorldModel:
         """A new model of images twice as high and wide, which says of them what this one says of them at half the size.
@@ -265,7 +265,7 @@ class WorldModel(nn.Module):
     def _dream(self, memory: Memory, action: Tensor, greedy: bool) -> tuple[DreamState, StepOutput]:
         """F_t, then chunk after chunk, each drawn from what y says."""
         B, P = len(action), self.prior.patches
-        draws = frame_draws(memory["key"], memory["step"], self.frame_stage.max_chunks, self.latent.draws)
+        draws = frame_draws(memory["key"], memory["step"], self.frame_stage.cutting.max_chunks, self.latent.draws)
         stage, side = _of_the_stage(memory), Side(action, memory["frames"] + 1)
         if self.config.side.values:
             side.values = torch.cat([action.new_zeros(B, self.latent.width), action], dim=-1)
@@ -274,7 +274,7 @@ class WorldModel(nn.Module):
         entropy = torch.zeros(B, device=self.device)
         changed = self._choose_changes(y, memory, greedy)
         latents, contents, pasts, starts = [], [], [], []
-        for k in range(self.frame_stage.max_chunks):
+        for k in range(self.frame_stage.cutting.max_chunks):
             start, chosen = self._choose_start(y, last, k, draws.start[:, k], changed, greedy)
             entropy, active = entropy + chosen, start < P
             everyone = self.fixed_starts or bool(active.all())
@@ -352,13 +352,14 @@ class WorldModel(nn.Module):
         self, y: Tensor, last: Tensor, k: int, uniform: Tensor, changed: Tensor | None, greedy: bool
     ) -> tuple[Tensor, Tensor]:
         """Where the next chunk starts (P: nowhere, the frame ends), and the entropy of that choice in nats."""
+        cutting = self.frame_stage.cutting
         if self.fixed_starts:
-            return self.frame_stage.fixed_start[k].expand(len(y)), torch.zeros_like(y[:, 0])
+            return cutting.fixed_start[k].expand(len(y)), torch.zeros_like(y[:, 0])
         if not self.predicts_starts and changed is not None:
             place = torch.arange(changed.shape[1], device=y.device)
-            ahead = self.frame_stage.strided(changed) & (place > last.unsqueeze(-1))
+            ahead = cutting.strided(changed) & (place > last.unsqueeze(-1))
             return torch.where(ahead.any(1), ahead.long().argmax(1), changed.shape[1]), torch.zeros_like(y[:, 0])
-        return self.prior.draw_start(y, last, None if greedy else uniform, changed, self.frame_stage.max_chunks - k)
+        return self.prior.draw_start(y, last, None if greedy else uniform, changed, cutting.max_chunks - k)
 
     @torch.no_grad()
     def decode(self, output: StepOutput) -> Tensor:

@@ -97,7 +97,7 @@ class Trainer:
         self.config = config or TrainConfig()
         self.update = 0
         if self.config.stride_first:
-            model.frame_stage.hold_stride(True)
+            model.frame_stage.cutting.hold_stride(True)
         self.parameters = list(model.parameters())
         self.averaged = copy.deepcopy(model).eval().requires_grad_(False)
         self.last: tuple[Batch, Tensor] | None = None  # what the last update saw, and its noise
@@ -213,7 +213,7 @@ class Trainer:
         if config.anneal:
             self.model.anneal(max(0, self.update - config.pictures_first) / config.anneal)
         if config.stride_first:
-            self.model.frame_stage.hold_stride(self.update < config.stride_first)
+            self.model.frame_stage.cutting.hold_stride(self.update < config.stride_first)
 
     def _share_of_the_rate(self, update: int) -> float:
         """Up in a straight line, then level, then down as one over the square root: a run may end at any time."""
@@ -223,7 +223,7 @@ class Trainer:
         """Behind the pictures the encoder stands still: what is cut and coded anew all the time cannot be foretold."""
         pictures, stage = self.config.pictures_first, self.model.frame_stage
         if self.update == pictures:
-            for router in stage.routers:
+            for router in stage.cutting.routers:
                 router.passes.zero_()  # a frame counts as often as it occurs from now on: tau is found anew
         # What comes from the frames before is not in the pictures, and has yet to be learned.
         if stage.past is not None or stage.time is not None:

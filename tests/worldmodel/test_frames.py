@@ -108,11 +108,11 @@ def test_the_cap_keeps_the_most_probable_boundaries(cap):
     frames = random_frames(LEARNED, 20, 3)
     model = random_model(LEARNED)
     with torch.no_grad():
-        model.frame_stage.router.logit_tau -= 1.0  # a router that wants far too much
-    model.frame_stage.max_chunks = model.frame_stage.patches.count
+        model.frame_stage.cutting.router.logit_tau -= 1.0  # a router that wants far too much
+    model.frame_stage.cutting.max_chunks = model.frame_stage.patches.count
     free, _, routing = encode(model, frames)
     assert free.valid.sum(1).max() > 6
-    model.frame_stage.max_chunks = cap
+    model.frame_stage.cutting.max_chunks = cap
     capped, _, _ = encode(model, frames)
     assert capped.start.shape[1] <= cap
     for i in range(20):
@@ -185,7 +185,7 @@ def test_pictures_that_look_alike_everywhere_do_not_starve_the_router():
     encode(model, frames)
     model.eval()
     chunks, _, routing = encode(model, frames)
-    assert 0.5 < routing.hard_rate / model.frame_stage.router.rate < 2
+    assert 0.5 < routing.hard_rate / model.frame_stage.cutting.router.rate < 2
     assert chunks.valid.sum(1).float().mean() == pytest.approx(4, abs=1.2)
 
 
@@ -213,7 +213,7 @@ def test_training_holds_the_wanted_number_of_chunks():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        rates.append(routing.hard_rate.item() / stage.router.rate)
+        rates.append(routing.hard_rate.item() / stage.cutting.router.rate)
     assert rates == pytest.approx([1] * 120, abs=0.1)
 
 

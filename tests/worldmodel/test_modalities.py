@@ -136,7 +136,7 @@ def test_the_target_of_each_modality_moves_by_itself():
     seen = []
     for progress in (0.0, 0.5, 1.0):
         model.anneal(progress)
-        rates = [router.rate.item() for router in model.frame_stage.routers]
+        rates = [router.rate.item() for router in model.frame_stage.cutting.routers]
         seen.append([1 + rate * (count - 1) for rate, count in zip(rates, model.frame_stage.patches.counts)])
     for found, wanted in zip(seen, [[12, 3, 16], [72**0.5, 3, 8], [6, 3, 4]]):
         assert found == pytest.approx(wanted, rel=1e-4)
@@ -166,7 +166,7 @@ def test_a_full_frame_keeps_chunks_for_the_modalities_to_come(boundary):
     """In the encoder and in dreams, where a router wants far more than there may be."""
     config = many(boundary, max_chunks=18)
     model = random_model(config)
-    for router in model.frame_stage.routers:
+    for router in model.frame_stage.cutting.routers:
         router.logit_tau -= 8.0
     with torch.no_grad():
         model.prior.start.bias -= 5.0 * torch.arange(len(model.prior.start.bias))  # as near as can be
@@ -191,7 +191,9 @@ def test_a_full_frame_keeps_chunks_for_the_modalities_to_come(boundary):
 def test_equally_probable_boundaries_never_crowd_out_a_modality():
     config = many("change", max_chunks=18)
     model = WorldModel(config).eval()
-    model.frame_stage.routers[0].logit_tau.fill_(-18.0)  # as where most frames are of one colour: p is 1 to the bit
+    model.frame_stage.cutting.routers[0].logit_tau.fill_(
+        -18.0
+    )  # as where most frames are of one colour: p is 1 to the bit
     counts = chunks_of(model, random_frames(config, 20, 0))
     assert (counts >= 1).all() and (counts.sum(1) <= 18).all()
 
@@ -239,7 +241,7 @@ def test_presets_know_what_to_make_of_every_modality():
         config = preset(name, RECORD, STRIDE.action)
         assert [part.patch for part in (config.frame, *config.frame.beside)] == [8, 1, 4]
         model = WorldModel(replace(STRIDE, observation=RECORD, frame=replace(config.frame, width=16, heads=2)))
-        assert model.frame_stage.max_chunks == sum(chunks for _, chunks in config.frame.targets)
+        assert model.frame_stage.cutting.max_chunks == sum(chunks for _, chunks in config.frame.targets)
     assert ModelConfig.from_dict(config.to_dict()) == config
 
 

@@ -219,7 +219,7 @@ def test_dreamed_frames_have_the_shape_and_kind_of_real_ones(name: str) -> None:
         assert frames.shape == (3, *config.observation.shape)
         assert frames.dtype == getattr(torch, config.observation.dtype)
         assert out.feature.shape == (3, model.feature_width)
-        assert ((out.chunks >= 1) & (out.chunks <= model.frame_stage.max_chunks)).all()
+        assert ((out.chunks >= 1) & (out.chunks <= model.frame_stage.cutting.max_chunks)).all()
         for row, count in zip(out.starts.tolist(), out.chunks.tolist()):
             assert row[0] == 0 and row[:count] == sorted(set(row[:count])) and set(row[count:]) <= {-1}
 

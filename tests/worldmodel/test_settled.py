@@ -28,7 +28,7 @@ def scores(model):
     stage = model.frame_stage
     with torch.no_grad():
         h = stage.encoder(stage.look(stage.patches(random_frames(LEARNED, 30, 7))))
-        return stage.router.raw_logit(h[:, :-1], h[:, 1:])
+        return stage.cutting.router.raw_logit(h[:, :-1], h[:, 1:])
 
 
 def test_behind_the_pictures_scores_never_change_again_and_the_average_has_the_same(tmp_path):
@@ -39,9 +39,9 @@ def test_behind_the_pictures_scores_never_change_again_and_the_average_has_the_s
     assert torch.equal(scores(learner.model), painted)
     assert torch.equal(scores(learner.averaged_model()), painted)
     assert torch.equal(scores(load_model(tmp_path)), painted)
-    taus = [model.frame_stage.router.logit_tau for model in (learner.model, learner.averaged_model())]
+    taus = [model.frame_stage.cutting.router.logit_tau for model in (learner.model, learner.averaged_model())]
     assert torch.equal(*taus)
-    assert learner.model.frame_stage.router.passes == 6  # tau is the mean of what these passes found
+    assert learner.model.frame_stage.cutting.router.passes == 6  # tau is the mean of what these passes found
 
 
 @pytest.mark.parametrize("settings", [{"settle": False}, {"pictures_first": 0}])
@@ -61,8 +61,8 @@ def test_everything_but_the_encoder_and_the_router_goes_on_learning(tmp_path, na
     learner.train(updates=PICTURES + 4, progress=False)
     after = learner.model.frame_stage.named_parameters()
     still = {n.split(".")[0] for n, value in after if torch.equal(value, before[n])}
-    assert still - {"router"} == {"embed", "place", "encoder"}
-    assert ("router" in still) == (name in ("learned", "tried"))
+    assert still - {"cutting"} == {"embed", "place", "encoder"}
+    assert ("cutting" in still) == (name in ("learned", "tried"))
 
 
 SEES_PAST = replace(STRIDE, frame=replace(STRIDE.frame, sees_past=True))
@@ -93,9 +93,9 @@ def test_the_rate_is_held_among_scores_that_stand_still(tmp_path):
 def test_tau_is_found_anew_behind_the_pictures_where_frames_count_by_their_occurrence(tmp_path):
     learner = trainer(tmp_path, config=CONFIGS["change"])
     learner.train(updates=PICTURES, progress=False)
-    assert learner.model.frame_stage.router.passes == PICTURES
+    assert learner.model.frame_stage.cutting.router.passes == PICTURES
     learner.train(updates=PICTURES + 2, progress=False)
-    assert learner.model.frame_stage.router.passes == 2
+    assert learner.model.frame_stage.cutting.router.passes == 2
 
 
 def test_from_what_stands_still_nothing_is_hidden():

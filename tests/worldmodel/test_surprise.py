@@ -96,7 +96,7 @@ def test_its_loss_teaches_nothing_else_and_ends_when_the_encoder_rests():
 
 def test_the_same_frame_is_cut_alike_whatever_lies_beside_it():
     model = WorldModel(replace(CONFIG, frame=replace(CONFIG.frame, order="hilbert"))).eval()
-    model.frame_stage.router.logit_tau.fill_(0.5)
+    model.frame_stage.cutting.router.logit_tau.fill_(0.5)
     stage = model.frame_stage
     frames = random_frames(CONFIG, 9, 0)
     with torch.no_grad():

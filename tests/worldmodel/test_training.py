@@ -266,7 +266,7 @@ def test_the_averaged_model_has_the_wanted_chunks_not_only_the_one_in_training(t
     for seed in range(1000, 1008):  # batches that neither has seen
         with torch.no_grad():
             routing = model(random_batch(EXTRA, seed=seed, distinct=20), torch.arange(3)).routing
-        frame_rates.append(routing["frame"].hard_rate.item() / model.frame_stage.router.rate)
+        frame_rates.append(routing["frame"].hard_rate.item() / model.frame_stage.cutting.router.rate)
         causal_rates.append(routing["stage0"].hard_rate.item() / model.causal_stage.router.rate)
     assert sum(frame_rates) / 8 == pytest.approx(1, abs=0.25)
     assert sum(causal_rates) / 8 == pytest.approx(1, abs=0.35)

@@ -53,16 +53,16 @@ def ways(model, frames):
 def test_the_way_that_paints_better_becomes_more_likely_and_nothing_else_learns():
     model = random_model(TRIED).train()
     frames = random_frames(TRIED, 24, 3)
-    model.frame_stage.router(*scored(model, frames), torch.ones(24, 12))  # finds tau
+    model.frame_stage.cutting.router(*scored(model, frames), torch.ones(24, 12))  # finds tau
     model.zero_grad()
     trial_loss(model, frames, KEY).backward()
     moved = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert moved and all(name.startswith("frame_stage.router.") for name in moved)
+    assert moved and all(name.startswith("frame_stage.cutting.router.") for name in moved)
 
     boundary, error = ways(model, frames)
     before = likely(model, frames, boundary)
     with torch.no_grad():
-        for p in model.frame_stage.router.parameters():
+        for p in model.frame_stage.cutting.router.parameters():
             if p.grad is not None:
                 p -= 1e-3 * p.grad
     after = likely(model, frames, boundary)
@@ -84,7 +84,7 @@ def scored(model, frames):
 def likely(model, frames, boundary):
     """Log-probabilities of two ways of each frame, `(2, U)`."""
     x, free = scored(model, frames)
-    routing = model.frame_stage.router(x, free, None)
+    routing = model.frame_stage.cutting.router(x, free, None)
     p = routing.certainty[:, 1:]
     b = boundary.view(2, len(frames), -1)[:, :, 1:]
     return torch.where(b, p, 1 - p).log().sum(-1)
@@ -93,7 +93,7 @@ def likely(model, frames, boundary):
 def test_trials_leave_tau_alone_and_follow_from_the_key():
     model = random_model(TRIED).train()
     frames = random_frames(TRIED, 8, 3)
-    tau = model.frame_stage.router.logit_tau.clone()
+    tau = model.frame_stage.cutting.router.logit_tau.clone()
     losses = [trial_loss(model, frames, torch.tensor(key)).item() for key in (1, 1, 2)]
-    assert torch.equal(model.frame_stage.router.logit_tau, tau)
+    assert torch.equal(model.frame_stage.cutting.router.logit_tau, tau)
     assert losses[0] == losses[1] != losses[2]
