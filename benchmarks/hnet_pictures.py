@@ -33,7 +33,13 @@ from worldmodel.model import WorldModel
 from worldmodel.patches import Patches
 from worldmodel.training import TRAINER_FILE
 
-SOURCES = {"plain": "fixed stride", "learned": "learned router", "tried": "tried", "change": "change"}
+SOURCES = {
+    "plain": "fixed stride",
+    "learned": "learned router",
+    "tried": "tried",
+    "surprise": "surprise",
+    "change": "change",
+}
 COUNTED = {"plain": "plain", "time": "temporal merging"}
 LOOPED = ("certainty", "budget")
 COLUMNS = 3  # frames that are drawn of each model, seen and dreamed
