@@ -32,7 +32,7 @@ def to_rgb(frames: np.ndarray, spec: ObservationSpec) -> np.ndarray:
         UserError: there is nothing to show in them.
     """
     if spec.shown is None:
-        raise UserError("there are no pictures of vector observations; choose the wrapper 'render' to get images")
+        raise UserError("there are no pictures of these observations; choose the wrapper 'render' to get images")
     frames, spec = first_modality(spec, frames), spec.shown
     if spec.dtype != "uint8" or spec.kind == "grid":
         frames = ((frames.astype(np.float32) - spec.offset) / spec.scale * 255).round().clip(0, 255).astype(np.uint8)

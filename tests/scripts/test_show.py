@@ -36,4 +36,4 @@ def test_what_cannot_be_shown_is_one_sentence(tmp_path, fails):
     assert main(["collect", "--env", "CartPole-v1", "--steps", "60", "--out", str(data)]) == 0
     brief = ["--updates", "1", "--batch-size", "2", "--length", "8", "--pictures-first", "0", "--device", "cpu"]
     assert main(["train", "--data", str(data), "--out", str(run), *brief]) == 0
-    fails(["show", "--run", run, "--device", "cpu"], "vector observations")
+    fails(["show", "--run", run, "--device", "cpu"], "no pictures of these observations")
