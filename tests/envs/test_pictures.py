@@ -30,7 +30,7 @@ def test_to_rgb():
     assert (to_rgb(grid, ObservationSpec(shape=(7, 7, 3), kind="grid", scale=10)) == 128).all()
     two = to_rgb(np.full((4, 4, 2), 9, np.uint8), ObservationSpec(shape=(4, 4, 2)))
     assert two.shape == (4, 4, 3) and (two[..., 2] == 0).all() and (two[..., 0] == 9).all()
-    with pytest.raises(UserError, match="vector"):
+    with pytest.raises(UserError, match="no pictures of these observations"):
         to_rgb(np.zeros(4), ObservationSpec(shape=(4,), dtype="float32", kind="vector"))
 
 

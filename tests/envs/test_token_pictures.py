@@ -189,5 +189,5 @@ def test_curves_and_loops_are_drawn(tmp_path):
 def test_vectors_have_no_pictures(tmp_path):
     cartpole, observation, action = open_set("CartPole-v1", tmp_path / "set")
     vectors = WorldModel(preset("tiny", observation, action)).eval()
-    with pytest.raises(UserError, match="vector"):
+    with pytest.raises(UserError, match="no pictures of these observations"):
         watch_episode(vectors, cartpole.table, 0)
