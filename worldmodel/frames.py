@@ -100,7 +100,7 @@ class FrameStage(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name in list(state_dict):  # older weights have what cuts up directly here
-            if name.startswith(tuple(prefix + own for own in ("router.", "fixed_start", "at_stride"))):
+            if name.startswith(tuple(prefix + own for own in ("router.", "foresight.", "fixed_start", "at_stride"))):
                 state_dict[f"{prefix}cutting.{name.removeprefix(prefix)}"] = state_dict.pop(name)
         if self.cutting.router is not None:
             state_dict.setdefault(prefix + "cutting.at_stride", self.cutting.at_stride)  # nor did they hand over
