@@ -27,7 +27,7 @@ from worldmodel.checkpoint import MODEL_FILE, remove_unfinished, save_weights, w
 from worldmodel.errors import UserError
 from worldmodel.losses import LossConfig, picture_loss, world_model_loss
 from worldmodel.model import WorldModel
-from worldmodel.router import Router
+from worldmodel.router import Threshold
 
 TRAINER_FILE = "trainer.pt"
 TRAINER_FORMAT = 2  # 1 listed the optimizer's state in another order of the parameters
@@ -250,7 +250,7 @@ class Trainer:
             return self.averaged
         for mine, other in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
             mine.copy_(other)
-        routers = [module for module in self.averaged.modules() if isinstance(module, Router) and not module.still]
+        routers = [module for module in self.averaged.modules() if isinstance(module, Threshold) and not module.still]
         for router in routers:
             router.passes.zero_()  # it takes in this batch whole, however often the model was handed out before
             router.train()  # but nothing else: no patch is hidden

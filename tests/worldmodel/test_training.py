@@ -272,6 +272,22 @@ def test_the_averaged_model_has_the_wanted_chunks_not_only_the_one_in_training(t
     assert sum(causal_rates) / 8 == pytest.approx(1, abs=0.35)
 
 
+@pytest.mark.parametrize("name", ["tried", "surprise"])
+def test_so_it_has_where_a_router_that_learns_has_not_come_to_rest(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    config = TrainConfig(warmup=5, pictures_first=4, average=0.97, learning_rate=2e-2, settle=False)
+    learner = Trainer(WorldModel(CONFIGS[name]), Noise(CONFIGS[name]), tmp_path, config)
+    learner.train(updates=60, progress=False)
+    cutting = (model := learner.averaged_model()).frame_stage.cutting
+    assert not cutting.settled and not cutting.router.still
+    rates = []
+    for seed in range(1000, 1008):
+        with torch.no_grad():
+            routing = model(random_batch(CONFIGS[name], seed=seed, distinct=20), torch.arange(3)).routing
+        rates.append(routing["frame"].hard_rate.item() / cutting.router.rate.item())
+    assert sum(rates) / 8 == pytest.approx(1, abs=0.25)
+
+
 def test_the_average_follows_the_weights_and_the_report_sees_it(tmp_path: Path) -> None:
     learner = trainer(tmp_path)
     told: list[tuple[int, bool]] = []
