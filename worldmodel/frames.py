@@ -55,7 +55,6 @@ class FrameStage(nn.Module):
         self.time = TemporalStage(config, P, V) if config.time.layers else None
         self.encoder = Stack(frame.encoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
         self.cutting = Cutting(frame, self.patches, V, config.mamba)
-        self.settled = False
         # The first patch of a chunk cannot know where the chunk will end, so its vector also pools the whole span. A
         # plain mean would mix a dozen patches in D numbers; each patch is weighed by its place first, in R ways.
         R = self.readers = frame.readers
@@ -93,9 +92,13 @@ class FrameStage(nn.Module):
         """The patches at the resolution that the model was born with, `(U, P, V)`."""
         return patches_UPV if self.outer is None else self.outer.shrink(patches_UPV)
 
+    @property
+    def settled(self) -> bool:
+        """Whether encoder and boundaries stand still."""
+        return self.cutting.settled
+
     def settle(self) -> None:
         """Let the encoder and the boundaries stand still: nothing is hidden from them, and no gradient reaches them."""
-        self.settled = True
         self.cutting.settle()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
