@@ -29,6 +29,7 @@ class ChunkPrior(nn.Module):
     """
 
     part: Tensor
+    follows: Tensor
 
     def __init__(self, width: int, part: Tensor, parameters: int, *, starts: bool, rate: float = 0.0) -> None:
         super().__init__()
@@ -37,6 +38,8 @@ class ChunkPrior(nn.Module):
         ends = torch.tensor([-1]), part.cpu(), torch.tensor([len(part)])  # before the first patch, and END
         self.register_buffer("part", torch.cat(ends), persistent=False)
         if starts:
+            follows = self._possible(torch.arange(-1, patches), None, None)  # asked of the same places at every step
+            self.register_buffer("follows", follows, persistent=False)
             self.start = nn.Linear(width, patches + 1)
             nn.init.zeros_(self.start.weight)
             nn.init.zeros_(self.start.bias)
@@ -66,17 +69,27 @@ class ChunkPrior(nn.Module):
             changed: `(..., P)` bool, the only patches that may start one, if they are followed through time.
             left: `(...)` how many chunks the frame may still have: enough are kept for the modalities to come.
         """
-        place = torch.arange(self.patches + 1, device=y.device)
+        if changed is None and self.modalities == 1:
+            possible = self.follows[last_start + 1]
+        else:
+            possible = self._possible(last_start, changed, left)
+        return self.start(y).to(y.dtype).masked_fill(~possible, -torch.inf)
+
+    def _possible(self, last_start: Tensor, changed: Tensor | None, left: Tensor | int | None) -> Tensor:
+        """Where the next chunk may start, `(..., P + 1)` bool; arguments are those of `start_logits`.
+
+        Each modality, END among them, begins with a chunk at its first patch: so does the frame, if there is any.
+        """
+        place, part = torch.arange(self.patches + 1, device=last_start.device), self.part[1:]
         there = torch.ones_like(place, dtype=torch.bool) if changed is None else F.pad(changed, (0, 1), value=True)
-        # Each modality, END among them, begins with a chunk at its first patch: so does the frame, if there is any.
-        next_one = there & (self.part[1:] > self.part[last_start + 1].unsqueeze(-1))
+        next_one = there & (part > self.part[last_start + 1].unsqueeze(-1))
         farthest = next_one.int().argmax(-1, keepdim=True)
         possible = there & (place > last_start.unsqueeze(-1)) & (place <= farthest)
-        if left is not None and self.modalities > 1:
-            each = [(next_one & (self.part[1:] == m)).any(-1) for m in range(self.modalities)]
-            to_come = torch.stack(each).sum(0)
-            possible &= (to_come < left).unsqueeze(-1) | (place == farthest)
-        return self.start(y).to(y.dtype).masked_fill(~possible, -torch.inf)
+        if left is None or self.modalities == 1:
+            return possible
+        each = [(next_one & (part == m)).any(-1) for m in range(self.modalities)]
+        to_come = torch.stack(each).sum(0)
+        return possible & ((to_come < left).unsqueeze(-1) | (place == farthest))
 
     def draw_start(
         self, y: Tensor, last_start: Tensor, uniform: Tensor | None, changed: Tensor | None, left: int
