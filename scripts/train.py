@@ -53,11 +53,12 @@ class Train(Common):
     preset: MaybeStr = None
     """Size of the model: tiny (the default) or small."""
     boundary: Annotated[
-        Literal["stride", "learned", "tried", "change", "random", "none"] | None,
-        tyro.conf.arg(metavar="{stride,learned,change,random,none}", help_behavior_hint=""),
+        Literal["stride", "learned", "tried", "surprise", "change", "random", "none"] | None,
+        tyro.conf.arg(metavar="{stride,learned,tried,surprise,change,random,none}", help_behavior_hint=""),
     ] = None
-    """Where chunks start: at a fixed stride, where a learned router puts them, where a patch is unlike the last, at
-    random, or at every patch. The preset's if not given."""
+    """Where chunks start: at a fixed stride, where a learned router puts them (H-Net's, one that learns by trying, or
+    one that asks how much could not be foretold), where a patch is unlike the last, at random, or at every patch. The
+    preset's if not given."""
     chunks: MaybeFloat = None
     """Chunks a frame: exact for stride, the target of the mean for learned. The preset's if not given."""
     settings: Annotated[

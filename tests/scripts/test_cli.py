@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from worldmodel.agents.actor_critic import AgentConfig
+from worldmodel.config import BOUNDARIES
 from worldmodel.scripts.cli import main
 from worldmodel.training import TrainConfig
 
@@ -48,6 +49,15 @@ def test_help_tells_the_true_defaults(command, config, capsys):
     told = {name.replace("-", "_"): float(value) for name, value in told}
     assert len(told) == {"train": 6, "dream": 5}[command]
     assert told == {name: getattr(config, name) for name in told}
+
+
+def test_every_kind_of_boundary_is_offered(capsys):
+    for boundary in BOUNDARIES:
+        assert main(["train", "--data", "nowhere", "--out", "nowhere", "--boundary", boundary]) == 2
+        assert "nowhere" in capsys.readouterr().err  # what is refused is the folder
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert f"{{{','.join(BOUNDARIES)}}}" in capsys.readouterr().out
 
 
 def test_help_names_every_command_at_once():
