@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
+from part_pictures import PARTS, draw_masks, draw_paddings, draw_parts
 from timing import ROOT
 
 from worldmodel.checkpoint import load_environment, load_model
@@ -28,7 +29,14 @@ from worldmodel.envs.boundary_pictures import boundary_picture, draw_frame, watc
 from worldmodel.envs.chunk_maps import patch_order
 from worldmodel.envs.pictures import draw_dreams, to_rgb
 from worldmodel.envs.test_set import TestSet, load_test_set
-from worldmodel.envs.token_pictures import draw_counts, draw_loops, liveliest_episode, watch_episode, watch_loops
+from worldmodel.envs.token_pictures import (
+    draw_counts,
+    draw_loops,
+    draw_tokens,
+    liveliest_episode,
+    watch_episode,
+    watch_loops,
+)
 from worldmodel.model import WorldModel
 from worldmodel.patches import Patches
 from worldmodel.training import TRAINER_FILE
@@ -42,7 +50,10 @@ SOURCES = {
 }
 COUNTED = {"plain": "plain", "time": "temporal merging"}
 LOOPED = ("certainty", "budget")
+DEEP, MASKED = "extra", "mask"
+DRAWN = dict.fromkeys((*SOURCES, *COUNTED, *LOOPED, DEEP, MASKED, *(part.variant for part in PARTS.values())))
 COLUMNS = 3  # frames that are drawn of each model, seen and dreamed
+MASKS = 6  # frames that are drawn with some of their patches hidden
 FRAMES = 60  # of an episode over which tokens are counted
 
 
@@ -74,9 +85,7 @@ def main(options: Options) -> None:
     if options.modalities is not None:
         draw_modalities(options.modalities, options.out / "hnet_modalities.png")
         return
-    folders = {
-        name: options.runs / f"{name}_seed{options.seed}" for name in {**SOURCES, **COUNTED} | dict.fromkeys(LOOPED)
-    }
+    folders = {name: options.runs / f"{name}_seed{options.seed}" for name in DRAWN}
     there = {name: folder for name, folder in folders.items() if (folder / TRAINER_FILE).exists()}
     for name in folders:
         if name not in there:
@@ -89,12 +98,24 @@ def main(options: Options) -> None:
     if some := {name: models[name] for name in SOURCES if name in models}:
         draw_sources(some, test_set, options.out / "hnet_boundaries.png")
     if some := {name: models[name] for name in COUNTED if name in models}:
-        draw_tokens(some, test_set, options.out / "hnet_tokens.png")
-    for name in LOOPED:
-        if name in models:
-            number, model = liveliest_episode(test_set), models[name].model
-            frames = watch_episode(model, test_set.table, number).frames
-            draw_loops(options.out / f"hnet_loops_{name}.png", watch_loops(model, test_set.table, number), frames)
+        draw_both(some, test_set, options.out / "hnet_tokens.png")
+    if "plain" in models:
+        draw_paddings(models["plain"].model, options.out / "hnet_paddings.png")
+    draw_parts({name: it.model for name, it in models.items()}, test_set.table, options.out / "hnet_parts.png")
+    number = liveliest_episode(test_set)
+    for name in (DEEP, MASKED, *LOOPED):
+        if name not in models:
+            continue
+        model = models[name].model
+        episode = watch_episode(model, test_set.table, number)
+        if name == DEEP:
+            draw_tokens(options.out / "hnet_depth.png", episode)
+        elif name == MASKED:
+            spread = np.linspace(0, len(episode.frames) - 1, MASKS).astype(int)
+            draw_masks(model, episode.frames[spread], options.out / "hnet_masks.png")
+        else:
+            loops = watch_loops(model, test_set.table, number)
+            draw_loops(options.out / f"hnet_loops_{name}.png", loops, episode.frames)
     print(f"the pictures are in {options.out}")
 
 
@@ -127,7 +148,7 @@ def draw_sources(models: dict[str, Trained], test_set: TestSet, path: Path) -> N
     boundary_picture(path, rows, patch_order(patches), patch=patches.ph, labels=labels)
 
 
-def draw_tokens(models: dict[str, Trained], test_set: TestSet, path: Path) -> None:
+def draw_both(models: dict[str, Trained], test_set: TestSet, path: Path) -> None:
     """Tokens of each frame, F_t among them, over the beginning of an episode that stands still half of the time."""
     table = test_set.table
     changed = np.diff(table.index, prepend=-1) != 0
