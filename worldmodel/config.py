@@ -121,6 +121,7 @@ class LatentConfig:
     kind: str = "categorical"  # or "gaussian", with `groups` numbers
     groups: int = 16
     classes: int = 16
+    slots: int = 0  # parts of a code that are of one patch each (0: all of the code is of the whole chunk)
     unimix: float = 0.01  # share of the uniform distribution mixed in, in the losses only
     forget: float = 0.0  # share of a code's groups that the tokens are not told in training
 

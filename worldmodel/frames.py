@@ -5,7 +5,7 @@ chunking work, then the boundaries. The decoder is the mirror image; there is no
 make the picture trivial.
 
 Shape suffixes: U distinct frames, n frames, P patches, V values of a patch, K chunks of the fullest frame, D width d0,
-E width d1, Z latent width, R readers.
+E width d1, Z latent width, W what the painter is told of a chunk.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.chunks import Chunks
+from worldmodel.codes import make_code
 from worldmodel.config import ModelConfig
 from worldmodel.cutting import Cutting, New
 from worldmodel.kernels import noise
 from worldmodel.kernels.compaction import spread, take
+from worldmodel.latents import Latent
 from worldmodel.layers import Stack
 from worldmodel.modalities import patches_of
 from worldmodel.outer import OuterStages
@@ -30,12 +32,16 @@ from worldmodel.side import action_width
 from worldmodel.temporal import TemporalStage
 
 MASK = 4  # stream of a key's noise
+MOVED = {
+    "cutting": ("router.", "foresight.", "fixed_start", "at_stride"),
+    "code": ("pool_gain", "posterior.", "unpack.", "read_gain", "from_past."),
+}
 
 
 class FrameStage(nn.Module):
     """Encoder, boundaries, posterior, and decoder of single frames."""
 
-    def __init__(self, config: ModelConfig, latent_parameters: int, latent_width: int) -> None:
+    def __init__(self, config: ModelConfig, latent: Latent) -> None:
         super().__init__()
         frame = self.config = config.frame
         # A model that has grown has the patches that it was born with, and each of them covers more pixels.
@@ -55,15 +61,7 @@ class FrameStage(nn.Module):
         self.time = TemporalStage(config, P, V) if config.time.layers else None
         self.encoder = Stack(frame.encoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
         self.cutting = Cutting(frame, self.patches, V, config.mamba)
-        # The first patch of a chunk cannot know where the chunk will end, so its vector also pools the whole span. A
-        # plain mean would mix a dozen patches in D numbers; each patch is weighed by its place first, in R ways.
-        R = self.readers = frame.readers
-        self.pool_gain = nn.Parameter(torch.randn(P, R, D))
-        self.posterior = nn.Linear((1 + R) * D, latent_parameters)
-        # The way back is its mirror: R vectors a chunk, from which each patch takes what its place makes of them.
-        self.unpack = nn.Linear(latent_width, R * D)
-        self.from_past = nn.Linear(config.causal[0].width, R * D, bias=False) if frame.paint_past else None
-        self.read_gain = nn.Parameter(torch.randn(P, R, D) / R**0.5)
+        self.code = make_code(config, latent, P)
         self.decoder_place = nn.Parameter(torch.randn(P, D) * 0.5)
         self.decoder = Stack(frame.decoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
         self.paint = nn.Linear(D, V)
@@ -102,9 +100,11 @@ class FrameStage(nn.Module):
         self.cutting.settle()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        for name in list(state_dict):  # older weights have what cuts up directly here
-            if name.startswith(tuple(prefix + own for own in ("router.", "foresight.", "fixed_start", "at_stride"))):
-                state_dict[f"{prefix}cutting.{name.removeprefix(prefix)}"] = state_dict.pop(name)
+        for name in list(state_dict):  # older weights have what cuts up and what codes directly here
+            own = name.removeprefix(prefix)
+            for part, names in MOVED.items():
+                if name.startswith(prefix) and own.startswith(names):
+                    state_dict[f"{prefix}{part}.{own}"] = state_dict.pop(name)
         if self.cutting.router is not None:
             state_dict.setdefault(prefix + "cutting.at_stride", self.cutting.at_stride)  # nor did they hand over
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -142,9 +142,7 @@ class FrameStage(nn.Module):
         of_patch = chunks.of_patch if changed_UP is None else chunks.of_patch.masked_fill(~changed_UP, K)
         member = F.one_hot(of_patch, K if changed_UP is None else K + 1)[..., :K]
         member = member.to(h.dtype).transpose(1, 2)  # (U, K, P)
-        weighed = (h.unsqueeze(2) * self.pool_gain).flatten(2)  # (U, P, R * D)
-        pooled = member @ weighed / member.sum(-1, keepdim=True).clamp(min=1).sqrt()
-        posterior = self.posterior(torch.cat([take(h, chunks.start), pooled], dim=-1))
+        posterior = self.code(h, chunks.start, member)
         # In full precision under autocast, too: classes are told apart by it.
         return chunks, posterior.to(h.dtype), routing
 
@@ -170,16 +168,9 @@ class FrameStage(nn.Module):
         """No gradient for an encoder that has settled."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self.settled)
 
-    def unpacked(self, latent_nKZ: Tensor, past_nKE: Tensor | None) -> Tensor:
-        """What the painter reads of each chunk, `(n, K, R * D)`; arguments are those of `decode`."""
-        x = self.unpack(latent_nKZ)
-        if self.from_past is not None and past_nKE is not None:
-            x = x + self.from_past(past_nKE)
-        return x
-
-    def paint_canvas(self, canvas_nPR: Tensor, gate_nP: Tensor | None) -> Tensor:
-        """Paint frames of which each patch has before it what its chunk says, `(n, P, R * D)`: `(n, P, V)`."""
-        x = (canvas_nPR.unflatten(-1, (self.readers, -1)) * self.read_gain).sum(2)
+    def paint_canvas(self, canvas_nPW: Tensor, gate_nP: Tensor | None) -> Tensor:
+        """Paint frames of which each patch has before it what its chunk says (`code.tell`): `(n, P, V)`."""
+        x = self.code.read(canvas_nPW)
         if gate_nP is not None:
             x = x * gate_nP.unsqueeze(-1).to(x.dtype)
         x = self.decoder(x + self.decoder_place)
@@ -197,4 +188,4 @@ class FrameStage(nn.Module):
                 `paint_past` is set.
             chunks: where they are.
         """
-        return self.paint_canvas(spread(self.unpacked(latent_nKZ, past_nKE), chunks.of_patch), chunks.gate)
+        return self.paint_canvas(spread(self.code.tell(latent_nKZ, past_nKE), chunks.of_patch), chunks.gate)

@@ -139,9 +139,9 @@ def reconstruction_loss(
     canvas, gate = canvas_of(model, run, rows, with_past)
     if len(loose := seen.loose()):
         draws = frame_draws(key[0] + loose, loose.new_zeros(()), seen.posterior.shape[1], model.latent.draws)
-        unpacked = stage.unpacked(model.latent.infer(seen.posterior[loose], draws.latent), None)
+        told = stage.code.tell(model.latent.infer(seen.posterior[loose], draws.latent), None)
         chunks, which = seen.chunks.rows(loose), torch.cat([which, loose])
-        canvas = torch.cat([canvas, spread(unpacked, chunks.of_patch)])
+        canvas = torch.cat([canvas, spread(told, chunks.of_patch)])
         if gate is not None:
             gate = torch.cat(
                 [gate, torch.ones_like(gate[:1]).expand(len(loose), -1) if chunks.gate is None else chunks.gate]
@@ -164,14 +164,15 @@ def canvas_of(model: WorldModel, run: Pass, rows: Tensor, with_past: Tensor) -> 
         The canvas and the gate of `FrameStage.paint_canvas`.
     """
     stage, seen = model.frame_stage, run.seen
+    tell, latent, past = stage.code.tell, run.latent.flatten(0, 1), run.y[:, :, :-1].flatten(0, 1)
+    with_past = with_past[:, None, None]
     if seen.changed is None or seen.gate is None:
-        past = run.y[:, :, :-1].flatten(0, 1)[rows] * with_past[:, None, None]
         chunks = seen.chunks.rows(seen.index.flatten()[rows])
-        return spread(stage.unpacked(run.latent.flatten(0, 1)[rows], past), chunks.of_patch), chunks.gate
-    by = seen.painted_by().flatten(0, 1)[rows]
-    canvas = stage.unpacked(run.latent.flatten(0, 2), None)[by]
-    if stage.from_past is not None:
-        canvas = canvas + stage.from_past(run.y[:, :, :-1].flatten(0, 2))[by] * with_past[:, None, None]
+        return spread(tell(latent[rows], past[rows] * with_past), chunks.of_patch), chunks.gate
+    by, latent = seen.painted_by().flatten(0, 1)[rows], latent.flatten(0, 1)
+    canvas = tell(latent, None)[by]
+    if stage.code.from_past is not None:
+        canvas = torch.where(with_past, tell(latent, past.flatten(0, 1))[by], canvas)
     gate, of_chunks = seen.gate.flatten(0, 1)[rows], seen.chunks.gate
     return canvas, gate if of_chunks is None else gate * of_chunks[seen.index.flatten()[rows]]
 

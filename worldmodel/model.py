@@ -53,7 +53,7 @@ class WorldModel(nn.Module):
         self.config = config
         d1 = config.causal[0].width
         self.latent = make_latent(config.latent)
-        self.frame_stage = FrameStage(config, self.latent.parameters, self.latent.width)
+        self.frame_stage = FrameStage(config, self.latent)
         P = self.frame_stage.patches.count
         self.contents = Contents(config, P, self.latent.width)
         self.causal_stage = CausalStage(config, self.latent.width)
@@ -318,7 +318,7 @@ class WorldModel(nn.Module):
         """Where patches are followed through time, put what the painter reads of those that are new before it."""
         if (before := memory.get("seen.canvas")) is None:
             return
-        new = self.frame_stage.unpacked(latent, past)
+        new = self.frame_stage.code.tell(latent, past)
         index = chunks.of_patch.clamp(min=0).unsqueeze(-1).expand(-1, -1, new.shape[-1])
         memory["seen.canvas"] = torch.where((chunks.of_patch >= 0).unsqueeze(-1), new.gather(1, index), before)
 

@@ -197,7 +197,7 @@ def initial_sight(stage: FrameStage, batch: int) -> Memory:
         memory["seen.known"] = torch.zeros(batch, dtype=torch.bool, device=stage.place.device)
     if stage.time is not None:
         memory |= stage.time.initial_memory(batch)
-        memory["seen.canvas"] = new(batch, stage.patches.count, stage.unpack.out_features)
+        memory["seen.canvas"] = new(batch, stage.patches.count, stage.code.told_width)
     return memory
 
 

@@ -30,7 +30,7 @@ from worldmodel.model import WorldModel
 from worldmodel.router import Threshold
 
 TRAINER_FILE = "trainer.pt"
-TRAINER_FORMAT = 2  # 1 listed the optimizer's state in another order of the parameters
+TRAINER_FORMAT = 3  # 1 and 2 listed the optimizer's state in another order of the parameters
 SHOWN = ("loss/reconstruction", "latent/kl")  # beside the bar
 
 

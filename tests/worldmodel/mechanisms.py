@@ -24,6 +24,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "time": ("", "change", "learned"),
     "rounds": (1, 2, 3),
     "latent": ("categorical", "gaussian"),
+    "slots": (False, True),
     "forget": (0.0, 0.3),
     "grown": (0, 1),  # images only
     "inject": ("padding", "add", "token"),
@@ -94,6 +95,9 @@ def build(choice: Choice) -> ModelConfig:
     causal: tuple[CausalConfig, ...] = tuple(
         replace(outermost, width=width[level], extra=extra * 0.6**level) for level in range(c["depth"])
     )
+    latent = LatentConfig(kind=c["latent"], groups=5 if c["latent"] == "gaussian" else 3, classes=4, forget=c["forget"])
+    if c["slots"]:
+        latent = replace(latent, groups=6, slots=2)  # fewer than a chunk has patches: some have to share
     loop = replace(
         STRIDE.main.loop,
         layers=c["core"],
@@ -120,9 +124,7 @@ def build(choice: Choice) -> ModelConfig:
             rounds=c["rounds"],
             changes_outer=6.0,
         ),
-        latent=LatentConfig(groups=3, classes=4, forget=c["forget"])
-        if c["latent"] == "categorical"
-        else LatentConfig(kind="gaussian", groups=5, forget=c["forget"]),
+        latent=latent,
         side=replace(STRIDE.side, action=c["inject"], path=c["path"], values=c["values"]),
         causal=causal,
         main=replace(STRIDE.main, width=72, loop=loop),

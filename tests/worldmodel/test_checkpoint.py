@@ -36,7 +36,7 @@ def dream(model: WorldModel) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_loaded_model_dreams_the_same_bits(tmp_path: Path, name: str) -> None:
-    model = random_model(CONFIGS[name])
+    model = random_model(CONFIGS[name]).requires_grad_(False)  # or torch goes other ways, with other last bits
     if name.startswith("vector"):
         model.frame_stage.patches.fit(torch.randn(50, 5) * 3 + 1)  # what was fitted to the data travels, too
     save_model(tmp_path, model, ENVIRONMENT)

@@ -177,10 +177,13 @@ def test_prior_and_posterior_are_pulled_by_their_own_terms_alone(name: str) -> N
         config = LossConfig(**(silent | weights | {"free_nats": 0.0}))
         world_model_loss(model, batch, config, key=KEY, generator=g)[0].backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-        return {n for n in gradients if n.startswith(("prior.latent", "frame_stage.posterior"))}
+        return {n for n in gradients if n.startswith(("prior.latent", "frame_stage.code.posterior"))}
 
     assert moved(dynamics=1.0, representation=0.0) == {"prior.latent.weight", "prior.latent.bias"}
-    assert moved(dynamics=0.0, representation=1.0) == {"frame_stage.posterior.weight", "frame_stage.posterior.bias"}
+    assert moved(dynamics=0.0, representation=1.0) == {
+        "frame_stage.code.posterior.weight",
+        "frame_stage.code.posterior.bias",
+    }
 
 
 def test_a_nan_anywhere_reaches_the_loss() -> None:

@@ -246,7 +246,7 @@ def test_after_three_updates_every_parameter_has_a_gradient(name: str) -> None:
 
 def test_after_three_updates_the_painters_view_of_the_past_has_a_gradient() -> None:
     model = train_a_little(replace(LEARNED, frame=replace(LEARNED.frame, paint_past=True)))
-    assert model.frame_stage.from_past.weight.grad.abs().sum() > 0
+    assert model.frame_stage.code.from_past.weight.grad.abs().sum() > 0
 
 
 def test_pictures_alone_move_the_frame_stage_and_nothing_else() -> None:
