@@ -10,6 +10,8 @@ width, R readers, S slots, W what the painter is told of a chunk.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,10 +56,11 @@ class WholeCode(nn.Module):
 
 
 class SlottedCode(nn.Module):
-    """A code of S slots. Patch p has slot p mod S of its chunk, so that patches of chunks no longer than S do not meet.
+    """A code of S slots that the patches of a chunk share out among them: the fewer they are, the more each has.
 
-    In a longer chunk several patches share a slot: their votes are added, and all of them are painted from it. So the
-    fewer patches a chunk has, the more is said of each.
+    Of chunks of n patches in the mean, patch p has the slots s with s = p mod n, so that whatever chunk it falls to, it
+    has the same ones. Patches that meet in a slot, in a chunk that is longer, add their votes, and all are painted from
+    it. All patches are told apart by the same weights.
 
     Raises:
         ValueError: the groups of a code cannot be shared out evenly.
@@ -65,25 +68,25 @@ class SlottedCode(nn.Module):
 
     own: Tensor
 
-    def __init__(self, config: ModelConfig, latent: Latent, patches: int) -> None:
+    def __init__(self, config: ModelConfig, latent: Latent, part: Tensor, strides: Sequence[int]) -> None:
         super().__init__()
         S, D, groups = config.latent.slots, config.frame.width, config.latent.groups
         if groups % S:
             raise ValueError(f"LatentConfig: {groups} groups cannot be shared out evenly among {S} slots")
         self.slots, self.told_width = S, latent.width + D * config.frame.paint_past
         self.kinds = latent.parameters // latent.width  # normals have means and deviations, side by side
-        own = F.one_hot(torch.arange(patches) % S, S).float().unsqueeze(-1)  # (P, S, 1)
-        self.register_buffer("own", own, persistent=False)
-        self.posterior = nn.Linear(D, latent.parameters // S)
-        self.unpack = nn.Linear(latent.width // S, D)
+        self.register_buffer("own", shared_out(S, part, strides), persistent=False)
+        R = self.own.shape[-1]
+        self.posterior = nn.Linear(D, R * latent.parameters // S)
+        self.unpack = nn.Linear(R * latent.width // S, D)
         self.from_past = nn.Linear(config.causal[0].width, D, bias=False) if config.frame.paint_past else None
 
     def forward(self, h_UPD: Tensor, start_UK: Tensor, member_UKP: Tensor) -> Tensor:
         """The posterior's parameters `(U, K, parameters)`, from which patches start chunks and which are in them."""
         own = self.own.to(h_UPD.dtype)
-        votes = (self.posterior(h_UPD).unsqueeze(2) * own).flatten(2)  # (U, P, S * parameters of a slot)
-        sharers = (member_UKP @ own.squeeze(-1)).clamp(min=1).sqrt().unsqueeze(-1)  # (U, K, S, 1)
-        said = (member_UKP @ votes).unflatten(-1, (self.slots, -1)) / sharers
+        votes = torch.einsum("uprq,psr->upsq", self.posterior(h_UPD).unflatten(-1, (own.shape[-1], -1)), own)
+        sharers = (member_UKP @ own.sum(-1)).clamp(min=1).sqrt().unsqueeze(-1)  # (U, K, S, 1)
+        said = (member_UKP @ votes.flatten(2)).unflatten(-1, (self.slots, -1)) / sharers
         return said.unflatten(-1, (self.kinds, -1)).transpose(-3, -2).flatten(-3)
 
     def tell(self, latent: Tensor, past: Tensor | None) -> Tensor:
@@ -95,15 +98,34 @@ class SlottedCode(nn.Module):
 
     def read(self, told_nPW: Tensor) -> Tensor:
         """What each patch makes of what its chunk was told: `(n, P, D)`."""
-        width = self.slots * self.unpack.in_features
-        mine = told_nPW[..., :width].unflatten(-1, (self.slots, -1)) * self.own.to(told_nPW.dtype)  # (n, P, S, ...)
-        x = self.unpack(mine.sum(2))
-        return x if self.from_past is None else x + told_nPW[..., width:]
+        past = self.told_width - (self.from_past.out_features if self.from_past is not None else 0)
+        code = told_nPW[..., :past].unflatten(-1, (self.slots, -1))
+        x = self.unpack(torch.einsum("npsq,psr->nprq", code, self.own.to(code.dtype)).flatten(2))
+        return x if self.from_past is None else x + told_nPW[..., past:]
+
+
+def shared_out(slots: int, part_P: Tensor, strides: Sequence[int]) -> Tensor:
+    """Which slots a patch has, and which of its slots each is: `(P, S, R)`, zeros and ones.
+
+    Args:
+        slots: S.
+        part_P: the modality that each patch belongs to, in their order.
+        strides: patches of a chunk of each modality, in the mean.
+    """
+    slot, owners = torch.arange(slots), []
+    ranks = max(-(-slots // stride) for stride in strides)
+    for modality, stride in enumerate(strides):
+        place, among = torch.arange(int((part_P == modality).sum())), min(stride, slots)
+        mine = slot % among == place[:, None] % among  # (patches of the modality, S)
+        owners.append(mine.unsqueeze(-1) & F.one_hot(slot // among, max(ranks, 1)).bool())
+    return torch.cat(owners).float()
 
 
 Code = WholeCode | SlottedCode
 
 
-def make_code(config: ModelConfig, latent: Latent, patches: int) -> Code:
-    """The way that the config asks for, for frames of so many patches."""
-    return (SlottedCode if config.latent.slots else WholeCode)(config, latent, patches)
+def make_code(config: ModelConfig, latent: Latent, part_P: Tensor, strides: Sequence[int]) -> Code:
+    """The way that the config asks for; the last two are as for `shared_out`."""
+    if config.latent.slots:
+        return SlottedCode(config, latent, part_P.cpu(), strides)
+    return WholeCode(config, latent, len(part_P))

@@ -61,7 +61,7 @@ class FrameStage(nn.Module):
         self.time = TemporalStage(config, P, V) if config.time.layers else None
         self.encoder = Stack(frame.encoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
         self.cutting = Cutting(frame, self.patches, V, config.mamba)
-        self.code = make_code(config, latent, P)
+        self.code = make_code(config, latent, self.patches.part, self.cutting.strides)
         self.decoder_place = nn.Parameter(torch.randn(P, D) * 0.5)
         self.decoder = Stack(frame.decoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
         self.paint = nn.Linear(D, V)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from small_models import STRIDE, random_frames, random_model
 
 from worldmodel.chunks import Chunks
+from worldmodel.codes import shared_out
 from worldmodel.config import LatentConfig, ModelConfig
 from worldmodel.model import WorldModel
 
@@ -96,3 +97,27 @@ def test_weights_from_before_codes_had_a_module_are_read() -> None:
             parameter.zero_()
     other.load_state_dict(old)
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@given(st.integers(1, 9), st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=3))
+def test_slots_are_shared_out_evenly_and_whole(slots: int, modalities: list[tuple[int, int]]) -> None:
+    """Each of the patches that a chunk has in the mean gets as many as the others, but for one, and none is left."""
+    strides = [min(count, stride) for count, stride in modalities]
+    part = torch.arange(len(modalities)).repeat_interleave(torch.tensor([count for count, _ in modalities]))
+    own = shared_out(slots, part, strides)
+    assert own.shape[:2] == (len(part), slots)
+    assert (own.sum(-1) <= 1).all() and (own.sum(1) <= 1).all()  # a slot is of one rank, and a rank is of one slot
+    mine = own.sum(-1)
+    for modality, stride in enumerate(strides):
+        of_it = mine[part == modality]
+        for begin in range(len(of_it) - stride + 1):  # any patches of one chunk
+            chunk = of_it[begin : begin + stride]
+            assert chunk.sum(1).max() - chunk.sum(1).min() <= 1 and (chunk.sum(0) >= 1).all()
+            if stride <= slots:
+                assert (chunk.sum(0) == 1).all()  # nobody has to share
+
+
+def test_a_lonely_patch_has_all_of_the_code() -> None:
+    config = replace(SLOTTED, frame=replace(SLOTTED.frame, boundary="none"))
+    own = random_model(config).frame_stage.code.own
+    assert torch.equal(own, torch.eye(3).expand(PATCHES, 3, 3))
