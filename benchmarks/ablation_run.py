@@ -25,7 +25,7 @@ from code_length import bits_a_frame
 from timing import ROOT, machine, revision
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from variants import ENVIRONMENTS, Environment
+from variants import BASE, ENVIRONMENTS, Environment
 
 from worldmodel.batch import Batch
 from worldmodel.checkpoint import save_config, write_atomically
@@ -137,7 +137,7 @@ def run(plan: Plan, environment: Environment) -> dict[str, Any]:
 
 
 def _about_training(plan: Plan, wanted: bool) -> list[str]:
-    return [setting for setting in plan.settings if setting.startswith("training.") == wanted]
+    return [setting for setting in (*BASE, *plan.settings) if setting.startswith("training.") == wanted]
 
 
 class Progress:

@@ -162,6 +162,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation_boundaries": ablation("boundaries"),
     "ablation_scarce": ablation("scarce"),
     "ablation_scarce_atari": ablation("scarce", "pong"),
+    "ablation_codes": ablation("codes"),
+    "ablation_codes_atari": ablation("codes", "pong"),
     "ablation_action": ablation("action"),
     "ablation_loops": ablation("loops"),
     "ablation_mechanisms": ablation("mechanisms"),

@@ -15,6 +15,22 @@ CORE = ("main.loop.layers=T1", "main.loop.loops=4")
 EXTRA = ("causal.0.extra=1",)
 SCARCE = ("latent.groups=4",)  # 16 bits a chunk in place of 64
 
+# What all of them are variants of: `tiny` as it was before the codes of its chunks had slots.
+BASE = (
+    "latent.slots=0",
+    "latent.groups=16",
+    "latent.classes=16",
+    "training.pictures_first=2500",
+    "training.losses.representation=0.05",
+)
+SLOTS = (
+    "training.pictures_first=1500",
+    "training.losses.representation=0",
+    "latent.groups=32",
+    "latent.classes=8",
+    "latent.slots=16",
+)
+
 # As `worldmodel train --set` takes them; `training.` settings too.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -58,6 +74,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "residual_mamba": ("causal.0.residual=mamba",),
     "residual_attention": ("causal.0.residual=attention",),
     "cut_off": ("causal.0.cut_off=true",),
+    "slots": SLOTS,
     "gaussian": ("latent.kind=gaussian", "latent.groups=32"),
     "extra": EXTRA,
     "extra_lengths": (*EXTRA, "causal.0.lengths=true"),
@@ -89,6 +106,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "router by surprise": "scarce_surprise",
         "where a patch differs from the last": "scarce_change",
     },
+    "codes": {"of the whole chunk": "plain", "a slot for each patch": "slots"},
     "action": {"in the padding": "plain", "added": "action_add", "a token's content": "action_token"},
     "loops": {
         "no core": "plain",
@@ -134,7 +152,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "- with keys of the last loop": "keys_last",
     },
 }
-SEEDS = {"boundaries": 3, "scarce": 3, "action": 3, "loops": 3, "mechanisms": 1}
+SEEDS = {"boundaries": 3, "scarce": 3, "codes": 3, "action": 3, "loops": 3, "mechanisms": 1}
 
 
 @dataclass(frozen=True)
@@ -160,7 +178,7 @@ ENVIRONMENTS = {
     "doorkey": Environment("MiniGrid-DoorKey-5x5-v0", 20_000, SEEDS, 50, ROOT / "data" / "doorkey"),
     # Of nine games the one whose detail is most uneven: a quarter of its 8x8 patches holds 89% of the variance inside
     # patches, 57% of them are flat (Breakout 49% and 34%, Ms. Pac-Man 35% and 9%).
-    "pong": Environment("ALE/Pong-v5", 20_000, {"boundaries": 1, "scarce": 1}, 5, ROOT / "data" / "pong"),
+    "pong": Environment("ALE/Pong-v5", 20_000, {"boundaries": 1, "scarce": 1, "codes": 1}, 5, ROOT / "data" / "pong"),
 }
 
 

@@ -82,7 +82,7 @@ class Train(Common):
     end_share: MaybeFloat = None
     """Share of the rows drawn so that they hold an episode's end or a rare reward; 0.25 if not given."""
     pictures_first: MaybeInt = None
-    """Updates at the beginning that only learn to paint single frames, not their order; 2500 if not given, 200 after
+    """Updates at the beginning that only learn to paint single frames, not their order; 1500 if not given, 200 after
     --grow."""
     save_every: MaybeInt = None
     """Updates between checkpoints, the most that a crash can cost; 200 if not given."""

@@ -29,7 +29,7 @@ class LossConfig:
 
     reconstruction: float = 1.0  # of the summed squared error of a frame, values in [0, 1]
     dynamics: float = 1.0  # prior towards posterior
-    representation: float = 0.05  # posterior towards prior; much more empties the code of what is rare
+    representation: float = 0.0  # posterior towards prior; codes without slots want 0.05, much more empties them
     free_nats: float = 1.0  # a frame's representation cost below this is free; the prior's training never is
     start: float = 1.0
     changes: float = 1.0  # which patches are new, where they are followed through time

@@ -17,6 +17,8 @@ from worldmodel.config import (
 )
 from worldmodel.specs import ActionSpec, ObservationSpec
 
+SIZES = {"image": 8, "grid": 1, "vector": 1}  # of a patch
+
 
 def preset(name: str, observation: ObservationSpec, action: ActionSpec) -> ModelConfig:
     """The config called `name` for these observations and actions.
@@ -27,7 +29,8 @@ def preset(name: str, observation: ObservationSpec, action: ActionSpec) -> Model
         return ModelConfig(
             observation=observation,
             action=action,
-            frame=FrameConfig(**_cut_up(observation, 1)),
+            frame=(frame := FrameConfig(**_cut_up(observation, 1))),
+            latent=_slotted(observation, frame, groups=2, classes=8),
             outcome=OutcomeConfig(clock=True),
         )
     if name == "small":
@@ -46,14 +49,24 @@ def preset(name: str, observation: ObservationSpec, action: ActionSpec) -> Model
 
 def _cut_up(observation: ObservationSpec, finer: int) -> dict[str, Any]:
     """What a frame stage is told of patches and chunks; `finer` times as many of these as in the smallest model."""
-    sizes = {"image": 8, "grid": 1, "vector": 1}
     wanted = {"image": 4, "grid": 4, "vector": 2, "choice": 1}
     cut: list[dict[str, Any]] = []
     for modality in observation.modalities:
-        patch = sizes.get(modality.kind, modality.shape[0])  # a choice is one patch
-        axes = 1 if len(modality.shape) == 1 else 2
-        patches = math.prod(-(-side // patch) for side in modality.shape[:axes])
+        patch = SIZES.get(modality.kind, modality.shape[0])  # a choice is one patch
+        patches = _patches(modality, patch)
         # Fewer chunks than patches, or a router has nothing to decide.
         cut.append({"patch": patch, "chunks": float(min(finer * wanted[modality.kind], max(1, patches - 1)))})
     beside = tuple(BesideConfig(**other) for other in cut[1:])
     return cut[0] | {"beside": beside, "max_chunks": 8 * finer + round(sum(other.chunks for other in beside))}
+
+
+def _patches(modality: ObservationSpec, patch: int) -> int:
+    axes = 1 if len(modality.shape) == 1 else 2
+    return math.prod(-(-side // patch) for side in modality.shape[:axes])
+
+
+def _slotted(observation: ObservationSpec, frame: FrameConfig, groups: int, classes: int) -> LatentConfig:
+    """A slot for each patch of a chunk of the first modality, and of 16 slots as many each as there are for all."""
+    patches = -(-_patches(observation.modalities[0], frame.patch) // round(frame.chunks))
+    slots = patches * max(1, 16 // patches)
+    return LatentConfig(slots=slots, groups=groups * slots, classes=classes)

@@ -20,7 +20,7 @@ def half(enabled: bool = True) -> torch.autocast:
 
 
 def loss_and_gradient(name: str, enabled: bool, pictures: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-    model, batch = random_model(CONFIGS[name]).train(), random_batch(CONFIGS[name])
+    model, batch = random_model(CONFIGS[name], 3).train(), random_batch(CONFIGS[name])
     with half(enabled):
         if pictures:
             loss, _ = picture_loss(model, batch, LossConfig(), key=torch.arange(3))
