@@ -72,7 +72,10 @@ class SlottedCode(nn.Module):
         super().__init__()
         S, D, groups = config.latent.slots, config.frame.width, config.latent.groups
         if groups % S:
-            raise ValueError(f"LatentConfig: {groups} groups cannot be shared out evenly among {S} slots")
+            raise ValueError(
+                f"LatentConfig: {groups} groups cannot be shared out evenly among {S} slots; set latent.groups to a "
+                f"multiple of {S}, or latent.slots to 0"
+            )
         self.slots, self.told_width = S, latent.width + D * config.frame.paint_past
         self.kinds = latent.parameters // latent.width  # normals have means and deviations, side by side
         self.register_buffer("own", shared_out(S, part, strides), persistent=False)
