@@ -69,6 +69,7 @@ CONFIGS = {
     "surprise": replace(LEARNED, frame=replace(LEARNED.frame, boundary="surprise")),
     "masked": replace(LEARNED, frame=replace(LEARNED.frame, mask=0.3)),
     "gaussian": replace(LEARNED, latent=LatentConfig(kind="gaussian", groups=5)),
+    "slotted": replace(LEARNED, latent=LatentConfig(groups=6, classes=4, slots=2)),
     "multi_discrete": replace(STRIDE, action=ActionSpec(kind="multi_discrete", sizes=(3, 2, 4))),
     "box": replace(LEARNED, action=ActionSpec(kind="box", sizes=(2,), low=-2.0, high=3.0)),
     "vector": replace(

@@ -20,7 +20,7 @@ from worldmodel.specs import ObservationSpec
 from worldmodel.state import DreamState
 from worldmodel.training import TrainConfig, Trainer
 
-IMAGES = ["stride", "learned", "extra", "stride_extra", "gaussian", "box"]
+IMAGES = ["stride", "learned", "extra", "stride_extra", "gaussian", "slotted", "box"]
 ODD = replace(STRIDE, observation=ObservationSpec(shape=(10, 14, 1)))  # patches of 4 pixels reach over the edge
 
 
