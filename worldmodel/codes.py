@@ -22,12 +22,14 @@ from worldmodel.latents import Latent
 
 
 class WholeCode(nn.Module):
-    """One code for the whole chunk.
+    """One code for the whole chunk. It never settles: loose pictures do not show all that a chunk can be.
 
     The first patch of a chunk cannot know where the chunk will end, so its vector also pools the whole span. A plain
     mean would mix a dozen patches in D numbers; each patch is weighed by its place first, in R ways. The way back is
     its mirror: R vectors a chunk, from which each patch takes what its place makes of them.
     """
+
+    settles = False
 
     def __init__(self, config: ModelConfig, latent: Latent, patches: int) -> None:
         super().__init__()
@@ -66,6 +68,7 @@ class SlottedCode(nn.Module):
         ValueError: the groups of a code cannot be shared out evenly.
     """
 
+    settles = True  # with the encoder: codes that go on moving are foretold the worse
     own: Tensor
 
     def __init__(self, config: ModelConfig, latent: Latent, part: Tensor, strides: Sequence[int]) -> None:

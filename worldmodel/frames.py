@@ -92,11 +92,11 @@ class FrameStage(nn.Module):
 
     @property
     def settled(self) -> bool:
-        """Whether encoder and boundaries stand still."""
+        """Whether the encoder, the boundaries, and codes that settle stand still."""
         return self.cutting.settled
 
     def settle(self) -> None:
-        """Let the encoder and the boundaries stand still: nothing is hidden from them, and no gradient reaches them."""
+        """Let encoder, boundaries and slots stand still: nothing is hidden from them, and no gradient reaches them."""
         self.cutting.settle()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
@@ -142,7 +142,8 @@ class FrameStage(nn.Module):
         of_patch = chunks.of_patch if changed_UP is None else chunks.of_patch.masked_fill(~changed_UP, K)
         member = F.one_hot(of_patch, K if changed_UP is None else K + 1)[..., :K]
         member = member.to(h.dtype).transpose(1, 2)  # (U, K, P)
-        posterior = self.code(h, chunks.start, member)
+        with self._at_rest(self.code.settles):
+            posterior = self.code(h, chunks.start, member)
         # In full precision under autocast, too: classes are told apart by it.
         return chunks, posterior.to(h.dtype), routing
 
@@ -164,9 +165,9 @@ class FrameStage(nn.Module):
             h = torch.zeros_like(x_UPD).scatter(1, new.order.unsqueeze(-1).expand_as(seen), seen)
         return h, *self.cutting(seen, self.small(patches_UPV), weight_U, new, uniform_UP)
 
-    def _at_rest(self) -> torch.set_grad_enabled:
-        """No gradient for an encoder that has settled."""
-        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.settled)
+    def _at_rest(self, settles: bool = True) -> torch.set_grad_enabled:
+        """No gradient for what has settled, if it settles at all."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not (self.settled and settles))
 
     def paint_canvas(self, canvas_nPW: Tensor, gate_nP: Tensor | None) -> Tensor:
         """Paint frames of which each patch has before it what its chunk says (`code.tell`): `(n, P, V)`."""

@@ -30,7 +30,7 @@ def preset(name: str, observation: ObservationSpec, action: ActionSpec) -> Model
             observation=observation,
             action=action,
             frame=(frame := FrameConfig(**_cut_up(observation, 1))),
-            latent=_slotted(observation, frame, groups=2, classes=8),
+            latent=_slotted(observation, frame, groups=3, classes=4),
             outcome=OutcomeConfig(clock=True),
         )
     if name == "small":

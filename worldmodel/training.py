@@ -52,7 +52,7 @@ class TrainConfig:
     rare_share: float = 0.25  # rows that hold a frame drawn evenly from the distinct ones
     pictures_first: int = 1500  # updates that only paint loose frames, a tenth of the cost of the others
     stride_first: int = 0  # updates, from the very first, that chunk at a fixed stride before a router takes over
-    settle: bool = True  # whether the encoder, and the boundaries that come from it, stand still behind the pictures
+    settle: bool = True  # whether the encoder, and what comes from it, stand still behind the pictures
     anneal: int = 0  # updates after the pictures until `chunks_first` has become `chunks`, and `extra_first` `extra`
     loose: int = 12  # frames that come along to be painted, rare ones as likely as common ones
     mix: float = 0.5  # share of those into which a rectangle of another is pasted
@@ -193,10 +193,8 @@ class Trainer:
             notes[f"gradient/{name}"] = torch.nn.utils.clip_grad_norm_(part, self.config.clip)
             if not torch.isfinite(notes[f"gradient/{name}"]):
                 self._stop_on_nan(batch, notes)
-        # Warm up twice: for the pictures, and again when the rest sets in.
-        since = self.update - (self.config.pictures_first if self.update >= self.config.pictures_first else 0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * self._share_of_the_rate(since + 1)
+            group["lr"] = self.config.learning_rate * self._share_of_the_rate()
         self.optimizer.step()
         self.update += 1
         # A plain average at first, so that the start is forgotten soon.
@@ -215,12 +213,20 @@ class Trainer:
         if config.stride_first:
             self.model.frame_stage.cutting.hold_stride(self.update < config.stride_first)
 
-    def _share_of_the_rate(self, update: int) -> float:
-        """Up in a straight line, then level, then down as one over the square root: a run may end at any time."""
-        return min(1.0, update / self.config.warmup, (self.config.level / update) ** 0.5)
+    def _share_of_the_rate(self) -> float:
+        """Twice up in a straight line, for the pictures and for all the rest.
+
+        In the last third of the pictures it falls to zero: what settles behind them is not what one large step left
+        behind. Then it stays level, and falls as one over the square root, so that a run may end at any time.
+        """
+        pictures, warmup = self.config.pictures_first, self.config.warmup
+        if self.update < pictures:
+            return min(1.0, (self.update + 1) / warmup, 3 * (pictures - self.update) / pictures)
+        update = self.update - pictures + 1
+        return min(1.0, update / warmup, (self.config.level / update) ** 0.5)
 
     def _settle(self) -> None:
-        """Behind the pictures the encoder stands still: what is cut and coded anew all the time cannot be foretold."""
+        """Behind the pictures frames are cut and coded the same forever: what moves all the time cannot be foretold."""
         pictures, stage = self.config.pictures_first, self.model.frame_stage
         if self.update == pictures:
             for router in stage.cutting.routers:

@@ -1,4 +1,4 @@
-"""The encoder and its boundaries come to rest behind the pictures: in the model, its average, and for every frame."""
+"""Encoder, boundaries and slots come to rest behind the pictures: in the model, its average, and for every frame."""
 
 from dataclasses import replace
 
@@ -53,16 +53,19 @@ def test_they_move_on_where_that_is_asked_for_or_nothing_was_painted_before(tmp_
     assert not torch.equal(scores(learner.model), painted)
 
 
-@pytest.mark.parametrize("name", ["learned", "tried", "stride", "none", "change", "vector"])
-def test_everything_but_the_encoder_and_the_router_goes_on_learning(tmp_path, name):
+@pytest.mark.parametrize("name", ["learned", "tried", "stride", "none", "change", "vector", "slotted"])
+def test_what_codes_frames_stands_still_and_what_reads_codes_goes_on_learning(tmp_path, name):
     learner = trainer(tmp_path, config=CONFIGS[name])
     learner.train(updates=PICTURES + 1, progress=False)
     before = {n: value.clone() for n, value in learner.model.frame_stage.named_parameters()}
     learner.train(updates=PICTURES + 4, progress=False)
     after = learner.model.frame_stage.named_parameters()
-    still = {n.split(".")[0] for n, value in after if torch.equal(value, before[n])}
+    still = {n for n, value in after if torch.equal(value, before[n])}
+    slots = {"code.posterior.weight", "code.posterior.bias"} if name == "slotted" else set()
+    assert {n for n in still if n.startswith("code.")} == slots  # a whole chunk's code goes on learning
+    still = {n.split(".")[0] for n in still} - {"code"}
     assert still - {"cutting"} == {"embed", "place", "encoder"}
-    assert ("cutting" in still) == (name in ("learned", "tried"))
+    assert ("cutting" in still) == (name in ("learned", "tried", "slotted"))
 
 
 SEES_PAST = replace(STRIDE, frame=replace(STRIDE.frame, sees_past=True))
