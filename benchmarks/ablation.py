@@ -27,7 +27,7 @@ from typing import Annotated
 
 import tyro
 from ablation_run import Plan, open_data
-from variants import ENVIRONMENTS, VARIANTS, variants_of
+from variants import EDITION, ENVIRONMENTS, VARIANTS, variants_of
 
 
 @dataclass
@@ -70,6 +70,7 @@ def plans(options: Options) -> list[Plan]:
             updates=options.updates,
             cpu_minutes=options.cpu_minutes,
             windows=options.windows,
+            edition=EDITION,
         )
         for seed, name in sorted(wanted, key=lambda pair: pair[0])
     ]

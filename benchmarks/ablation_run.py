@@ -25,7 +25,7 @@ from code_length import bits_a_frame
 from timing import ROOT, machine, revision
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from variants import BASE, ENVIRONMENTS, Environment
+from variants import ENVIRONMENTS, Environment
 
 from worldmodel.batch import Batch
 from worldmodel.checkpoint import save_config, write_atomically
@@ -61,6 +61,7 @@ class Plan:
     updates: int  # where all variants are compared at equal updates
     cpu_minutes: float  # of training alone, where they are compared at equal time
     windows: int  # of the fidelity
+    edition: int = 1  # see variants.EDITION
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -105,8 +106,7 @@ def run(plan: Plan, environment: Environment) -> dict[str, Any]:
     table = FrameTable.from_store(store)
     training = override(TrainConfig(), *_about_training(plan, True), prefix="training.")
     config = preset("tiny", observation_spec(store.observation_space), action_spec(store.action_space))
-    # Variants are what they were when the first of them was put on record: the clock says nothing of frames.
-    config = override(config, "outcome.clock=false", *_about_training(plan, False))
+    config = override(config, *_about_training(plan, False))
     torch.manual_seed(plan.seed)
     model = WorldModel(config)
 
@@ -137,7 +137,7 @@ def run(plan: Plan, environment: Environment) -> dict[str, Any]:
 
 
 def _about_training(plan: Plan, wanted: bool) -> list[str]:
-    return [setting for setting in (*BASE, *plan.settings) if setting.startswith("training.") == wanted]
+    return [setting for setting in plan.settings if setting.startswith("training.") == wanted]
 
 
 class Progress:

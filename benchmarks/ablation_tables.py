@@ -91,22 +91,23 @@ def is_about(section: str, variant: str) -> bool:
 
 
 def results_of(group: str, folder: Path) -> dict[str, list[Result]]:
-    """The results of each row, seed after seed. Of runs of different lengths only the most frequent kind counts."""
+    """The results of each row, seed after seed. Of runs that do not compare only the most frequent kind counts."""
     found = {
         label: [json.loads(path.read_text()) for path in sorted(folder.glob(f"{variant}_seed[0-9]*.json"))]
         for label, variant in GROUPS[group].items()
     }
-    kinds = Counter(length(result) for results in found.values() for result in results if result["evaluations"])
+    kinds = Counter(kind(result) for results in found.values() for result in results if result["evaluations"])
     if not kinds:
         return {}
     usual = kinds.most_common(1)[0][0]
-    kept = {label: [r for r in results if r["evaluations"] and length(r) == usual] for label, results in found.items()}
+    kept = {label: [r for r in results if r["evaluations"] and kind(r) == usual] for label, results in found.items()}
     return {label: results for label, results in kept.items() if results}
 
 
-def length(result: Result) -> tuple[int, float]:
+def kind(result: Result) -> tuple[int, int, float]:
     """What makes two runs comparable."""
-    return result["plan"]["updates"], result["plan"]["cpu_minutes"]
+    plan = result["plan"]
+    return plan.get("edition", 1), plan["updates"], plan["cpu_minutes"]
 
 
 def quality(rows: dict[str, list[Result]], when: str, score: str) -> str:

@@ -33,7 +33,7 @@ from worldmodel.training import TrainConfig, Trainer
 
 SMALL = (
     *("frame.width=16", "frame.heads=2", "causal.0.width=24", "main.width=32", "main.heads=2"),
-    *("mamba.headdim=8", "mamba.d_state=4", "latent.groups=3", "latent.classes=4"),
+    *("mamba.headdim=8", "mamba.d_state=4", "latent.groups=13", "latent.classes=2"),
     *("training.batch_size=2", "training.length=8", "training.pictures_first=2", "training.save_every=2"),
 )
 PLAN = Plan(
@@ -116,6 +116,7 @@ def test_a_run_is_measured_at_both_points_and_passed_over_afterwards(empty, monk
     assert "plain_seed0: on record" in capsys.readouterr().out
     other = replace(PLAN, windows=9)
     assert "another windows" in ablation.standing(other)
+    assert "another edition" in ablation.standing(replace(PLAN, edition=PLAN.edition + 1))
     # The tables read what the run wrote.
     monkeypatch.setattr(tables, "RESULTS", ablation_run.RESULTS.parent)
     (ablation_run.RESULTS.parent / "ablation").symlink_to(ablation_run.RESULTS)
@@ -360,6 +361,10 @@ def test_runs_of_another_length_are_not_mixed_in(tmp_path):
     write(tmp_path, result("plain", 0, 0.7), result("plain", 1, 0.7), result("learned", 0, 0.1, updates=100))
     rows = ablation_tables.results_of("boundaries", tmp_path)
     assert list(rows) == ["fixed stride"] and len(rows["fixed stride"]) == 2
+    newer = result("learned", 0, 0.1)
+    newer["plan"]["edition"] = 2
+    write(tmp_path, newer)
+    assert list(ablation_tables.results_of("boundaries", tmp_path)) == ["fixed stride"]
 
 
 def test_the_documents_can_ask_for_every_table(tmp_path, monkeypatch):
