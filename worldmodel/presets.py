@@ -26,19 +26,21 @@ def preset(name: str, observation: ObservationSpec, action: ActionSpec) -> Model
     `tiny` learns MiniGrid in minutes on two CPU cores; `small` is for 64x64 games on one GPU.
     """
     if name == "tiny":
+        frame = FrameConfig(**_cut_up(observation, 1))
         return ModelConfig(
             observation=observation,
             action=action,
-            frame=(frame := FrameConfig(**_cut_up(observation, 1))),
+            frame=frame,
             latent=_slotted(observation, frame, groups=3, classes=4),
             outcome=OutcomeConfig(clock=True),
         )
     if name == "small":
+        frame = FrameConfig(width=192, encoder_layers="T2m2", decoder_layers="m2T2", **_cut_up(observation, 2))
         return ModelConfig(
             observation=observation,
             action=action,
-            frame=FrameConfig(width=192, encoder_layers="T2m2", decoder_layers="m2T2", **_cut_up(observation, 2)),
-            latent=LatentConfig(groups=32, classes=16),
+            frame=frame,
+            latent=_slotted(observation, frame, groups=4, classes=4),
             causal=(CausalConfig(width=384, heads=6, encoder_layers="m3", decoder_layers="m3"),),
             main=MainConfig(width=512, heads=8, layers="m1T1m1T1m1T1m1T1", window=64),
             outcome=OutcomeConfig(clock=True),
