@@ -30,6 +30,7 @@ class LossConfig:
     reconstruction: float = 1.0  # of the summed squared error of a frame, values in [0, 1]
     dynamics: float = 1.0  # prior towards posterior
     representation: float = 0.0  # posterior towards prior; codes without slots want 0.05, much more empties them
+    standard: float = 0.05  # of pictures: normal codes towards the standard normal, or nothing but their mean is left
     free_nats: float = 1.0  # a frame's representation cost below this is free; the prior's training never is
     start: float = 1.0
     changes: float = 1.0  # which patches are new, where they are followed through time
@@ -194,6 +195,9 @@ def picture_loss(
     same_shape(painted, target)
     error = stage.patches.error(painted, target).mean()
     total = config.reconstruction * error
+    if model.config.latent.kind == "gaussian":
+        unasked = model.latent.cost(latent, posterior, torch.zeros_like(posterior))
+        total = total + config.standard * (unasked * chunks.valid).sum(-1).mean()
     if stage.cutting.tries:
         total = total + config.trial * trial_loss(model, batch.frames[chosen], key[0])
     if stage.cutting.foresight is not None:

@@ -82,6 +82,20 @@ def test_pictures_are_painted_from_their_own_codes() -> None:
     assert total.item() == pytest.approx(2 * expected, rel=1e-4)
 
 
+def test_normal_codes_keep_a_width_while_pictures_are_learned() -> None:
+    """Nothing else asks for one: without it they would be as sure as they can, and no prior would find them."""
+    model, batch = random_model(CONFIGS["gaussian"]), random_batch(CONFIGS["gaussian"])
+    config, unasked = LossConfig(reconstruction=0.0, ratio=0.0), []
+    optimizer = torch.optim.Adam(model.frame_stage.parameters(), lr=0.03)
+    for _ in range(60):
+        total, _ = picture_loss(model, batch, config, key=KEY)
+        unasked.append(total.item())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+    assert unasked[-1] < 0.05 * unasked[0]  # nothing but the standard normal costs nothing
+
+
 @pytest.mark.parametrize("name", ["stride", "learned"])
 def test_where_a_piece_begins_in_mid_episode_nothing_is_asked_of_its_first_frame(name: str) -> None:
     model = random_model(CONFIGS[name])
