@@ -41,10 +41,10 @@ class Options:
     seeds: tuple[int, ...] | None = None
     """Seeds of every variant; 0, 1, 2 or 0, as its groups ask for, if not given."""
     updates: int = 5000
-    """Compared at equal updates: after so many, 2500 of them pictures only."""
+    """Compared at equal updates: after so many, those of the pictures among them."""
     cpu_minutes: float = 5.0
     """Compared at equal time: after so many CPU-minutes of training."""
-    windows: int = 256
+    windows: int = 1000
     """Places at which dreamed frames are compared, at each number of steps."""
     jobs: int = 1
     """Runs side by side, with one thread each."""
