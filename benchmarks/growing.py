@@ -71,7 +71,7 @@ class Options:
     """CPU-seconds of small and of grown; scratch gets twice as many."""
     points: int = 6
     """Measurements in so many seconds."""
-    pictures: int = 500
+    pictures: int = 1000
     """Updates of small and of scratch that only paint; a grown model has its own number."""
     steps: int = 20_000
     """Of the random player."""
