@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from worldmodel.kernels import noise
+from worldmodel.kernels.few import softmax
 
 
 @dataclass
@@ -45,6 +46,6 @@ def frame_draws(key: Tensor, step: Tensor, chunks: int, latent_draws: int) -> Dr
 
 def pick(logits: Tensor, uniform: Tensor) -> Tensor:
     """A sample of each categorical: `(..., C)` logits and `(...)` uniform numbers give `(...)` int64."""
-    below = logits.softmax(-1).cumsum(-1)
+    below = softmax(logits).cumsum(-1)
     # Strictly: a class of probability 0, and so of no width, is never hit.
     return (below <= uniform.unsqueeze(-1) * below[..., -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from worldmodel.config import LatentConfig
 from worldmodel.draws import pick
+from worldmodel.kernels.few import softmax
 from worldmodel.kernels.noise import row_hash, to_normal, uniform
 
 FORGET = 3  # the stream of a row's noise that says which groups are forgotten
@@ -41,7 +42,7 @@ class CategoricalLatent:
         hard = self.mode(logits.detach())
         if not (torch.is_grad_enabled() and logits.requires_grad):
             return hard
-        soft = self._grouped(logits).softmax(-1).flatten(-2)
+        soft = softmax(self._grouped(logits)).flatten(-2)
         return hard + (soft - soft.detach())
 
     def sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
@@ -58,14 +59,13 @@ class CategoricalLatent:
         The posterior is certain of its code, so -log prior(code) is the KL. A little of the uniform keeps it finite;
         never in sampling, where 1% in each of 64 groups would spoil every other frame.
         """
-        p = self._grouped(prior).softmax(-1)
+        p = softmax(self._grouped(prior))
         log_p = ((1 - self.unimix) * p + self.unimix / self.classes).log()
         return -(self._grouped(code) * log_p).sum((-2, -1))
 
     def entropy(self, logits: Tensor) -> Tensor:
         """In nats, summed over groups."""
-        log_p = self._grouped(logits).log_softmax(-1)
-        return -(log_p.exp() * log_p).sum((-2, -1))
+        return torch.special.entr(softmax(self._grouped(logits))).sum((-2, -1))
 
 
 class GaussianLatent:

@@ -259,9 +259,11 @@ def latent_kl(model: WorldModel, run: Pass, free_nats: float) -> tuple[Tensor, T
     same_shape(prior, run.posterior)
     code, posterior = run.latent, run.posterior
     dynamics = (model.latent.cost(code.detach(), posterior.detach(), prior) * valid).sum(-1)
+    representation = dynamics.detach()
+    if posterior.requires_grad:
+        representation = (model.latent.cost(code, posterior, prior.detach()) * valid).sum(-1)
     # Free nats only here: on the prior they would leave that much doubt in every frame of a dream.
-    representation = (model.latent.cost(code, posterior, prior.detach()) * valid).sum(-1).clamp(min=free_nats)
-    return dynamics, representation
+    return dynamics, representation.clamp(min=free_nats)
 
 
 def change_loss(model: WorldModel, run: Pass) -> Tensor:
