@@ -48,6 +48,9 @@ def training(model: WorldModel, table: FrameTable, config: TrainConfig) -> Work:
     copy.load_state_dict(model.state_dict())
     trainer = Trainer(copy.train(), source, Path("unused"), config)
     trainer.update = config.pictures_first
+    trainer.step(source.sample())
+    if source.codes is not None:
+        source.codes.of(np.arange(len(table.frames)))  # a run codes each frame once; this is what comes after
     return lambda: trainer.step(source.sample())
 
 

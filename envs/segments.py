@@ -17,14 +17,17 @@ from gymnasium import Space
 
 from worldmodel.batch import Batch
 from worldmodel.config import ModelConfig
+from worldmodel.envs.known_codes import KnownCodes
 from worldmodel.envs.observations import first_modality
 from worldmodel.envs.rollout import Episode
 from worldmodel.envs.spaces import action_spec, to_model_action
 from worldmodel.envs.store import EpisodeStore
 from worldmodel.errors import UserError
+from worldmodel.frames import FrameStage
 from worldmodel.specs import ObservationSpec
 from worldmodel.training import TrainConfig
 
+CODES_BYTES = 1 << 30  # that known codes of frames may take
 RARE = 0.1  # rewards on fewer than this share of all frames are events worth aiming at
 
 
@@ -174,6 +177,7 @@ class Segments:
         self.length = length
         self.end_share, self.rare_share = end_share, rare_share
         self.rng = np.random.default_rng(seed)
+        self.codes: KnownCodes | None = None
         rewarded = table.reward != 0
         self.by_frame = np.argsort(table.index, kind="stable")  # positions, those of one distinct frame side by side
         self.last_of = np.cumsum(np.bincount(table.index, minlength=len(table.frames)))
@@ -200,9 +204,17 @@ class Segments:
         while True:
             yield self.sample()
 
+    def settle(self, stage: FrameStage) -> None:
+        """From now on code each frame once and send its code along: `stage` says the same of it forever."""
+        if self.codes is None and KnownCodes.bytes_for(stage, self.table.frames) <= CODES_BYTES:
+            self.codes = KnownCodes(stage, self.table.frames)
+
     def sample(self) -> Batch:
         """The next batch."""
-        batch = self.table.gather(np.stack([self._row(begin) for begin in self._begins()]))
+        positions = np.stack([self._row(begin) for begin in self._begins()])
+        batch = self.table.gather(positions)
+        if self.codes is not None:
+            batch.posterior = self.codes.of(np.unique(self.table.index[positions]))
         if self.loose:
             batch.frames = torch.cat([batch.frames, torch.from_numpy(self._loose_frames())])
         return batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class Batch:
         start: `(B, T)` bool, a piece begins here and the state restarts; `first` implies it. Where `start & ~first` the
             piece begins in mid-episode: what came before is unknown, so that frame's prediction losses are masked.
         elapsed: `(B, T)` int64, actions since the episode began; 0 where `first`.
+        posterior: `(n, K, latent parameters)` of the first n frames, those that are not loose, where the model codes
+            frames the same forever and this is known; None where it is not.
     """
 
     frames: Tensor
@@ -35,7 +38,10 @@ class Batch:
     first: Tensor
     start: Tensor
     elapsed: Tensor
+    posterior: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy on `device`."""
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {n: x if x is None else x.to(device, non_blocking=True) for n, x in parts.items()}
+        return Batch(**moved)

@@ -34,7 +34,7 @@ class WholeCode(nn.Module):
     def __init__(self, config: ModelConfig, latent: Latent, patches: int) -> None:
         super().__init__()
         P, D, R = patches, config.frame.width, config.frame.readers
-        self.readers, self.told_width = R, R * D
+        self.size, self.readers, self.told_width = latent.parameters, R, R * D
         self.pool_gain = nn.Parameter(torch.randn(P, R, D))
         self.posterior = nn.Linear((1 + R) * D, latent.parameters)
         self.unpack = nn.Linear(latent.width, R * D)
@@ -79,7 +79,7 @@ class SlottedCode(nn.Module):
                 f"LatentConfig: {groups} groups cannot be shared out evenly among {S} slots; set latent.groups to a "
                 f"multiple of {S}, or latent.slots to 0"
             )
-        self.slots, self.told_width = S, latent.width + D * config.frame.paint_past
+        self.slots, self.size, self.told_width = S, latent.parameters, latent.width + D * config.frame.paint_past
         self.kinds = latent.parameters // latent.width  # normals have means and deviations, side by side
         self.register_buffer("own", shared_out(S, part, strides), persistent=False)
         R = self.own.shape[-1]

@@ -133,8 +133,12 @@ class Cutting(nn.Module):
             return self._route(self.router, scored, weight_U, new, uniform_UP)
         if new is not None:
             return self._chunks(self.strided(new.changed), new), None
-        start = self.fixed_start.expand(len(h_USD), -1)
-        return Chunks.at(start, torch.ones_like(start, dtype=torch.bool), self.count), None
+        return self.at_places(len(h_USD)), None
+
+    def at_places(self, frames: int) -> Chunks:
+        """The chunks of so many frames at a fixed stride."""
+        start = self.fixed_start.expand(frames, -1)
+        return Chunks.at(start, torch.ones_like(start, dtype=torch.bool), self.count)
 
     def strided(self, changed_UP: Tensor) -> Tensor:
         """Where chunks start at a fixed stride, if only some patches changed: `(U, P)` bool."""

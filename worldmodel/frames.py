@@ -95,6 +95,12 @@ class FrameStage(nn.Module):
         """Whether the encoder, the boundaries, and codes that settle stand still."""
         return self.cutting.settled
 
+    @property
+    def fixed(self) -> bool:
+        """Whether a frame is coded the same forever, whenever it comes."""
+        alone = self.past is None and self.time is None and self.cutting.router is None
+        return self.settled and self.code.settles and alone
+
     def settle(self) -> None:
         """Let encoder, boundaries and slots stand still: nothing is hidden from them, and no gradient reaches them."""
         self.cutting.settle()

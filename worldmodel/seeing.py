@@ -65,6 +65,11 @@ def see_rows(stage: FrameStage, batch: Batch, action_BTA: Tensor, key: Tensor) -
     if stage.time is not None:
         return _through_time(stage, batch, action_BTA, key)
     patches, index, past = stage.patches(batch.frames), batch.index, None
+    if batch.posterior is not None:
+        posterior, loose = batch.posterior, patches[len(batch.posterior) :]
+        if len(loose):
+            posterior = torch.cat([posterior, stage.encode(stage.look(loose), loose, None)[1]])
+        return Seen(patches, index, stage.cutting.at_places(len(patches)), posterior, {})
     if stage.past is not None:
         frame, before, action, index = _with_past(batch, action_BTA)
         past = stage.past(stage.small(patches)[before.clamp(min=0)], action, before >= 0)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from worldmodel.batch import Batch
 from worldmodel.checkpoint import MODEL_FILE, remove_unfinished, save_weights, write_atomically
 from worldmodel.errors import UserError
+from worldmodel.frames import FrameStage
 from worldmodel.losses import LossConfig, picture_loss, world_model_loss
 from worldmodel.model import WorldModel
 from worldmodel.router import Threshold
@@ -69,9 +70,13 @@ class TrainConfig:
 
 
 class Batches(Protocol):
-    """An endless source of segments that can be put back where it was (`worldmodel.envs.segments.Segments`)."""
+    """An endless source of segments that can be put back where it was (`worldmodel.envs.segments.Segments`).
+
+    `settle` tells it that frames are coded the same forever, so that it may come with their codes from then on.
+    """
 
     def __iter__(self) -> Iterator[Batch]: ...
+    def settle(self, stage: FrameStage) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -240,6 +245,8 @@ class Trainer:
             self.averaged.frame_stage.load_state_dict(stage.state_dict())  # the average has the same boundaries
         for model in (self.model, self.averaged):
             model.frame_stage.settle()
+        if stage.fixed:
+            self.batches.settle(stage)
 
     def averaged_model(self) -> WorldModel:
         """A copy of the model with the averaged weights, in evaluation mode."""
@@ -306,6 +313,8 @@ class Trainer:
             self.averaged.load_state_dict(content["averaged"])
             self.batches.load_state_dict(content["batches"])
             self.update, self.seed = content["update"], content["seed"]
+            if self.update > self.config.pictures_first:
+                self._settle()  # the first batch is one with known codes
         except (RuntimeError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]  # an empty file says nothing
             raise UserError(f"{path} cannot be resumed ({reason}): restore it, or train into a new folder") from error

@@ -21,6 +21,7 @@ from worldmodel.config import (
     ModelConfig,
     OutcomeConfig,
 )
+from worldmodel.frames import FrameStage
 from worldmodel.specs import ActionSpec, ObservationSpec
 
 PLACES, COLOURS, SIDE, GOAL = 4, 2, 8, 3
@@ -60,6 +61,9 @@ class Ring:
     def step(self, place: int, colour: int, action: int) -> tuple[int, int]:
         """Where the dot is next, and in which colour."""
         return (place + action - 1) % PLACES, colour
+
+    def settle(self, stage: FrameStage) -> None:
+        pass  # they are encoded as quickly
 
     def state_dict(self) -> dict[str, Any]:
         return {"rng": self.rng.bit_generator.state}

@@ -20,6 +20,7 @@ from worldmodel.batch import Batch
 from worldmodel.checkpoint import load_model, save_config
 from worldmodel.config import ModelConfig
 from worldmodel.errors import UserError
+from worldmodel.frames import FrameStage
 from worldmodel.model import WorldModel
 from worldmodel.training import TrainConfig, Trainer
 
@@ -227,6 +228,9 @@ class Noise:
 
     def __init__(self, config: ModelConfig) -> None:
         self.config, self.made = config, 0
+
+    def settle(self, stage: FrameStage) -> None:
+        pass  # no frame comes twice
 
     def state_dict(self) -> dict[str, int]:
         return {"made": self.made}
