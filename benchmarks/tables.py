@@ -112,7 +112,7 @@ def growing() -> str:
                 continue
             seconds = point["cpu_seconds"] + (result["models"]["small"][-1]["cpu_seconds"] if name == "grown" else 0)
             row = [names[name] + ("" if point["update"] else ", at once"), f"{seconds:.0f}", f"{point['update']:,}"]
-            row += [f"{point['squared_error']:.5f}", f"{point['bits']:.1f}"]
+            row += [f"{point['squared_error']:.1e}", f"{point['bits']:.1f}"]
             rows.append(
                 [*row, f"{point['seen_exact']:.0%}", f"{point['dreamed_exact']:.0%} ({point['dreamed_tiles']:.1%})"]
             )
