@@ -114,8 +114,8 @@ class FrameTable:
         """How many actions of its episode lie before each position."""
         return position - self.begin[self.episode_of(position)]
 
-    def gather(self, positions: np.ndarray) -> Batch:
-        """The batch of the frames at `positions` `(B, T)`.
+    def gather(self, positions: np.ndarray, codes: KnownCodes | None = None) -> Batch:
+        """The batch of the frames at `positions` `(B, T)`, with their codes if those are known.
 
         A row's first piece may begin anywhere in an episode, its others begin where an episode does.
         """
@@ -132,6 +132,7 @@ class FrameTable:
             first=torch.from_numpy(first),
             start=torch.from_numpy(start),
             elapsed=torch.from_numpy(self.elapsed(positions)),
+            posterior=None if codes is None else codes.of(distinct),
         )
 
 
@@ -206,15 +207,13 @@ class Segments:
 
     def settle(self, stage: FrameStage) -> None:
         """From now on code each frame once and send its code along: `stage` says the same of it forever."""
-        if self.codes is None and KnownCodes.bytes_for(stage, self.table.frames) <= CODES_BYTES:
+        known = self.codes is not None and self.codes.stage is stage
+        if not known and KnownCodes.bytes_for(stage, self.table.frames) <= CODES_BYTES:
             self.codes = KnownCodes(stage, self.table.frames)
 
     def sample(self) -> Batch:
         """The next batch."""
-        positions = np.stack([self._row(begin) for begin in self._begins()])
-        batch = self.table.gather(positions)
-        if self.codes is not None:
-            batch.posterior = self.codes.of(np.unique(self.table.index[positions]))
+        batch = self.table.gather(np.stack([self._row(begin) for begin in self._begins()]), self.codes)
         if self.loose:
             batch.frames = torch.cat([batch.frames, torch.from_numpy(self._loose_frames())])
         return batch

@@ -313,11 +313,11 @@ class Trainer:
             self.averaged.load_state_dict(content["averaged"])
             self.batches.load_state_dict(content["batches"])
             self.update, self.seed = content["update"], content["seed"]
-            if self.update > self.config.pictures_first:
-                self._settle()  # the first batch is one with known codes
         except (RuntimeError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]  # an empty file says nothing
             raise UserError(f"{path} cannot be resumed ({reason}): restore it, or train into a new folder") from error
+        if self.update > self.config.pictures_first:
+            self._settle()  # the next batch is already one with known codes
 
     def _stop_on_nan(self, batch: Batch, notes: dict[str, Tensor]) -> None:
         wrong = [name for name, value in notes.items() if not torch.isfinite(value)]

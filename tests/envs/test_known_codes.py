@@ -92,6 +92,16 @@ def test_only_what_is_coded_the_same_forever_is_known():
     assert not whole.frame_stage.fixed
 
 
+def test_another_models_codes_are_not_taken_for_its_own(table):
+    one, other = settled(), settled()
+    with torch.no_grad():
+        other.frame_stage.embed.weight.neg_()
+    source = Segments.for_training(table, one.config, TRAINING)
+    for model in (one, other):
+        source.settle(model.frame_stage)
+        assert source.codes.stage is model.frame_stage
+
+
 def test_codes_that_would_not_fit_are_not_kept(table, monkeypatch):
     model = settled()
     source = Segments.for_training(table, model.config, TRAINING)
