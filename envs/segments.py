@@ -207,9 +207,9 @@ class Segments:
 
     def settle(self, stage: FrameStage) -> None:
         """From now on code each frame once and send its code along: `stage` says the same of it forever."""
-        known = self.codes is not None and self.codes.stage is stage
-        if not known and KnownCodes.bytes_for(stage, self.table.frames) <= CODES_BYTES:
-            self.codes = KnownCodes(stage, self.table.frames)
+        if self.codes is None or self.codes.stage is not stage:
+            fits = KnownCodes.bytes_for(stage, self.table.frames) <= CODES_BYTES
+            self.codes = KnownCodes(stage, self.table.frames) if fits else None
 
     def sample(self) -> Batch:
         """The next batch."""
