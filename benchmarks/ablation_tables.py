@@ -1,5 +1,7 @@
 """The ablation's tables: a group's variants at equal updates, at equal CPU time, and what each of them costs.
 
+Short ones stand in docs/hnet.md, the whole record in docs/ablation.md.
+
 A cell is the mean over seeds, with the least and the greatest in brackets where there are several.
 """
 
@@ -59,13 +61,22 @@ def report(group: str, folder: Path) -> str:
     )
 
 
+def glance(group: str, folder: Path) -> str:
+    """The short table of a group: how good at the two points, and what it costs."""
+    return short(results_of(group, folder))
+
+
 def mechanism(section: str, folder: Path) -> str:
     """A short table of those mechanisms that a section is about, the plain model above them."""
     plain, *others = GROUPS["mechanisms"]
     wanted = [plain, *(label for label in others if is_about(section, GROUPS["mechanisms"][label]))]
     found = results_of("mechanisms", folder)
-    rows = {label: found[label] for label in wanted if label in found}
-    if not set(rows) - {plain}:
+    return short({label: found[label] for label in wanted if label in found})
+
+
+def short(rows: dict[str, list[Result]]) -> str:
+    """A line a variant; no table where there is nothing to compare."""
+    if len(rows) < 2:
         return "not measured yet"
     some = next(iter(rows.values()))[0]
     plan, score = some["plan"], next(iter(some["evaluations"].values()))["score"]
@@ -78,11 +89,12 @@ def mechanism(section: str, folder: Path) -> str:
             line.append(spread([e["bits"]["above_floor"] for e in reached], whole))
             line += [spread([value(e, horizon, "dream") for e in reached], shown) for horizon in ("1", "15")]
         last = [max(result["evaluations"].values(), key=lambda e: e["update"]) for result in results]
+        line.append(spread([result["flops_a_frame"] / 1e6 for result in results], decimals))
         lines.append([*line, spread([e["frames_per_cpu_second"] for e in last], whole)])
     header = ["", "seeds"]
     for at in (f"{plan['updates']:,} updates", f"{plan['cpu_minutes']:g} CPU-minutes"):
         header += [f"bits, {at}", f"{named}@1", "@15"]
-    return markdown([*header, "frames trained a CPU-second"], lines)
+    return markdown([*header, "MFLOP a frame", "frames trained a CPU-second"], lines)
 
 
 def is_about(section: str, variant: str) -> bool:

@@ -1,12 +1,14 @@
 """The tables in README and docs, written from the JSON files in benchmarks/results, never by hand.
 
     python benchmarks/tables.py            # after new results; changes what stands between the table markers
+    python benchmarks/tables.py 'glance_*' # only those that are called so
 
 A marker is `<!-- table:NAME -->`, the table ends at `<!-- end -->`.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 import sys
@@ -20,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ablation_tables
 import speed_report
 from speed_report import markdown
+from variants import ENVIRONMENTS, GROUPS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -89,14 +92,9 @@ def speeds(table: Callable[[dict[str, Any]], str], part: str = "rates") -> str:
     return "\n\n".join(table(result) for result in results if part in result)
 
 
-def ablation(group: str, environment: str = "doorkey") -> Callable[[], str]:
-    """The tables of a group of variants."""
-    return lambda: ablation_tables.report(group, RESULTS / "ablation" / environment)
-
-
-def mechanism(section: str) -> Callable[[], str]:
-    """The short table of a section of docs/hnet.md."""
-    return lambda: ablation_tables.mechanism(section, RESULTS / "ablation" / "doorkey")
+def ablation(table: Callable[[str, Path], str], of: str, environment: str = "doorkey") -> Callable[[], str]:
+    """A table of a group of variants, or of a section of docs/hnet.md."""
+    return lambda: table(of, RESULTS / "ablation" / environment)
 
 
 def growing() -> str:
@@ -159,16 +157,16 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "fidelity": fidelity,
     "fidelity_full": fidelity_full,
-    "ablation_boundaries": ablation("boundaries"),
-    "ablation_scarce": ablation("scarce"),
-    "ablation_scarce_atari": ablation("scarce", "pong"),
-    "ablation_codes": ablation("codes"),
-    "ablation_codes_atari": ablation("codes", "pong"),
-    "ablation_action": ablation("action"),
-    "ablation_loops": ablation("loops"),
-    "ablation_mechanisms": ablation("mechanisms"),
-    "ablation_atari": ablation("boundaries", "pong"),
-    **{f"mechanism_{section}": mechanism(section) for section in ablation_tables.SECTIONS},
+    **{f"ablation_{group}": ablation(ablation_tables.report, group) for group in GROUPS},
+    **{
+        f"ablation_{group}_pong": ablation(ablation_tables.report, group, "pong")
+        for group in ENVIRONMENTS["pong"].groups
+    },
+    **{f"glance_{group}": ablation(ablation_tables.glance, group) for group in GROUPS if group != "mechanisms"},
+    **{
+        f"glance_{group}_pong": ablation(ablation_tables.glance, group, "pong") for group in ENVIRONMENTS["pong"].groups
+    },
+    **{f"mechanism_{section}": ablation(ablation_tables.mechanism, section) for section in ablation_tables.SECTIONS},
     "growing": growing,
     "modalities": modalities,
     "realign": realign,
@@ -182,16 +180,18 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def main() -> None:
-    """Rewrite every table in every document."""
+def main(patterns: tuple[str, ...]) -> None:
+    """Rewrite every table in every document whose name matches one of the patterns; all without any."""
+
+    def table(match: re.Match[str]) -> str:
+        if patterns and not any(fnmatch.fnmatch(match[1], pattern) for pattern in patterns):
+            return match[0]
+        return f"<!-- table:{match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-
-        def table(match: re.Match[str]) -> str:
-            return f"<!-- table:{match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
-
         path.write_text(re.sub(r"<!-- table:(\w+) -->\n.*?<!-- end -->", table, path.read_text(), flags=re.DOTALL))
         print(f"{path.relative_to(ROOT)} is up to date")
 
 
 if __name__ == "__main__":
-    main()
+    main(tuple(sys.argv[1:]))

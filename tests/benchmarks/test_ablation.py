@@ -345,16 +345,26 @@ def test_a_section_shows_its_mechanisms_below_the_plain_model(tmp_path):
     lines = text.splitlines()
     assert (
         lines[2]
-        == "| plain | 2 | 110 | 80% (70% to 90%) | 80% (70% to 90%) | 110 | " + "80% (70% to 90%) | " * 2 + "2,000 |"
+        == "| plain | 2 | 110 | 80% (70% to 90%) | 80% (70% to 90%) | 110 | "
+        + "80% (70% to 90%) | " * 2
+        + "12.3 | 2,000 |"
     )
-    assert lines[3] == "| no residual | 1 | - | - | - | 110 | 10% | 10% | 2,000 |"
+    assert lines[3] == "| no residual | 1 | - | - | - | 110 | 10% | 10% | 12.3 | 2,000 |"
     assert (
-        lines[4] == "| a Mamba-2 layer as residual | 1 | 110 | 50% | 50% | 110 | 50% | 50% | 2,000 |"
+        lines[4] == "| a Mamba-2 layer as residual | 1 | 110 | 50% | 50% | 110 | 50% | 50% | 12.3 | 2,000 |"
         and len(lines) == 5
     )
     assert len({line.count("|") for line in lines}) == 1
     assert ablation_tables.is_about("loops", "certainty") and not ablation_tables.is_about("depth", "certainty")
     assert not any(ablation_tables.is_about(section, "plain") for section in ablation_tables.SECTIONS)
+
+
+def test_a_glance_has_a_line_for_each_variant_of_the_group(tmp_path):
+    write(tmp_path, result("plain", 0, 0.7))
+    assert ablation_tables.glance("action", tmp_path) == "not measured yet"
+    write(tmp_path, result("action_add", 0, 0.5), result("time", 0, 0.2))
+    lines = ablation_tables.glance("action", tmp_path).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| in the padding", "| added"]
 
 
 def test_runs_of_another_length_are_not_mixed_in(tmp_path):
@@ -369,8 +379,10 @@ def test_runs_of_another_length_are_not_mixed_in(tmp_path):
 
 def test_the_documents_can_ask_for_every_table(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    for name in ("boundaries", "action", "loops", "mechanisms", "atari"):
+    for name in ("boundaries", "action", "loops", "mechanisms", "boundaries_pong"):
         assert tables.TABLES[f"ablation_{name}"]() == "not measured yet"
+    for name in ("boundaries", "action", "loops", "boundaries_pong"):
+        assert tables.TABLES[f"glance_{name}"]() == "not measured yet"
     for name in ablation_tables.SECTIONS:
         assert tables.TABLES[f"mechanism_{name}"]() == "not measured yet"
     for name in ("growing", "realign"):

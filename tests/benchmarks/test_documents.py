@@ -71,11 +71,10 @@ def test_every_table_has_an_end_and_somebody_who_writes_it(name: str) -> None:
     assert set(begins) <= tables.TABLES.keys()
 
 
-def test_every_mechanism_has_its_place_on_the_page_of_the_h_net() -> None:
-    shown = set(re.findall(r"<!-- table:(\w+) -->", DOCUMENTS["hnet.md"].read_text()))
-    for name in tables.TABLES:
-        if name.startswith(("ablation_", "mechanism_")):
-            assert name in shown, name
+def test_every_mechanism_has_its_place_on_the_page_of_the_h_net_and_every_group_on_that_of_the_record() -> None:
+    for document, prefixes in {"hnet.md": ("glance_", "mechanism_"), "ablation.md": ("ablation_",)}.items():
+        shown = set(re.findall(r"<!-- table:(\w+) -->", DOCUMENTS[document].read_text()))
+        assert {name for name in tables.TABLES if name.startswith(prefixes)} <= shown
     for variant in set(variants.GROUPS["mechanisms"].values()) - {"plain"}:
         about = [section for section in ablation_tables.SECTIONS if ablation_tables.is_about(section, variant)]
         assert about, f"{variant} stands in no section: give its last setting to one in ablation_tables.SECTIONS"
