@@ -27,7 +27,7 @@ from worldmodel.envs.check_episode import checked
 from worldmodel.envs.observations import frame_type, to_frames
 from worldmodel.envs.rollout import Episode
 from worldmodel.envs.spaces import SMALLEST_IMAGE, observation_spec, space_from_json, space_to_json
-from worldmodel.envs.store_index import put, read_index, write_index
+from worldmodel.envs.store_index import put, read_index, stamp, write_index
 from worldmodel.envs.video import read_video, write_video
 from worldmodel.errors import UserError
 
@@ -50,6 +50,7 @@ class EpisodeStore:
         self.action_space = space_from_json(environment["action_space"])
         self.codec = codec
         self.index = index
+        self._stamp = stamp(root)  # of the index as this store knows it
 
     @classmethod
     def create(
@@ -84,13 +85,13 @@ class EpisodeStore:
             }
         space = space_from_json(environment["observation_space"])
         frame_type(space)  # who cannot be kept should be told so now
-        store = cls(root, environment, _codec_for(space), [])
+        codec = _codec_for(space)
         try:
             (root / "episodes").mkdir(parents=True, exist_ok=True)
-            store._write_index()
+            write_index(root, environment, codec, [])
         except OSError as error:
             raise UserError(f"no store can be made in {root}: {error}") from error
-        return store
+        return cls(root, environment, codec, [])
 
     @classmethod
     def open(cls, root: str | Path) -> EpisodeStore:
@@ -134,7 +135,8 @@ class EpisodeStore:
             The episode's name.
 
         Raises:
-            UserError: an array has the wrong shape, type or length, or holds a NaN.
+            UserError: an array has the wrong shape, type or length, or holds a NaN, or somebody else is filling the
+                store, too.
         """
         return self.add_episode(
             Episode(
@@ -150,6 +152,11 @@ class EpisodeStore:
     def add_episode(self, episode: Episode) -> str:
         """Append one episode. See `add`."""
         episode = checked(episode, self.observation_space, self.action_space)
+        if stamp(self.root) != self._stamp:
+            raise UserError(
+                f"somebody else has added to {self.root} since it was opened: two must not fill one store, "
+                "so this episode was left out; wait for the other, then open it anew"
+            )
         name = f"{int(self.index[-1]['name']) + 1 if self.index else 0:06d}"
         frames = episode.observations
         arrays: dict[str, Any] = {
@@ -181,7 +188,8 @@ class EpisodeStore:
             "seed": episode.seed,
         }
         self.index.append(entry)
-        self._write_index()
+        write_index(self.root, self.environment, self.codec, self.index)
+        self._stamp = stamp(self.root)
         return name
 
     def read(self, name: str) -> Episode:
@@ -228,9 +236,6 @@ class EpisodeStore:
 
     def _path(self, name: str, suffix: str) -> Path:
         return self.root / "episodes" / f"{name}.{suffix}"
-
-    def _write_index(self) -> None:
-        write_index(self.root, self.environment, self.codec, self.index)
 
 
 def _codec_for(space: Space) -> str:

@@ -51,6 +51,12 @@ def write_index(root: Path, environment: dict[str, Any], codec: str, episodes: l
     put(root / "index.json", json.dumps(data).encode())
 
 
+def stamp(root: Path) -> tuple[int, int]:
+    """What is another one after every writing of the index: it is a new file each time."""
+    status = (root / "index.json").stat()
+    return status.st_ino, status.st_mtime_ns
+
+
 def put(path: Path, content: bytes) -> None:
     """Write a file beside its place, then move it there: a reader finds the old one or the new one, whole.
 

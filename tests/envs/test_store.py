@@ -233,6 +233,17 @@ def test_an_episode_that_never_reached_the_index_is_written_over(tmp_path):
     assert [e.seed for e in EpisodeStore.open(tmp_path).episodes()] == [0, 2]
 
 
+def test_two_who_fill_one_store_lose_nothing(tmp_path):
+    one, other = new_store(tmp_path), EpisodeStore.open(tmp_path)
+    one.add(**random_arrays(6, seed=0), seed=0)
+    with pytest.raises(UserError, match=r"somebody else has added to .*open it anew"):
+        other.add(**random_arrays(9, seed=1), seed=1)
+    one.add(**random_arrays(3, seed=2), seed=2)
+    other = EpisodeStore.open(tmp_path)
+    other.add(**random_arrays(9, seed=1), seed=1)
+    assert [e.seed for e in EpisodeStore.open(tmp_path).episodes()] == [0, 2, 1]
+
+
 def test_last_action_world_fits_the_smallest_video(tmp_path):
     store = EpisodeStore.create(tmp_path, spec_of(last_action_env.ID))
     assert store.codec == "x264rgb"
