@@ -29,7 +29,7 @@ SCARCE = (*WHOLE, "latent.groups=4")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "learned": ("frame.boundary=learned",),
-    "learned_handed_over": ("frame.boundary=learned", "training.stride_first=2000"),
+    "learned_handed_over": ("frame.boundary=learned", "training.stride_first=700"),
     "learned_from_many": (
         "frame.boundary=learned",
         "frame.chunks_first=12",

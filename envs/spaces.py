@@ -103,9 +103,8 @@ def observation_spec(space: Space, kind: str | None = None) -> ObservationSpec:
             raise UserError(
                 f"observations of one of {space.n} choices are too many to tell apart: {MOST_CHOICES} at most"
             )
-        return ObservationSpec(
-            kind="choice", shape=(int(space.n),), scale=0.1
-        )  # a one is seen as 10: it is one of many
+        # A one is seen as 10: it is one of many.
+        return ObservationSpec(kind="choice", shape=(int(space.n),), scale=0.1)
     if not isinstance(space, Box):
         raise UserError(
             f"the observation space {space} is not a Box, a Discrete or a Dict of these; choose a wrapper that makes "

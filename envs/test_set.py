@@ -37,9 +37,7 @@ from worldmodel.errors import UserError
 VERSION = 1
 FIRST_SEED = 2**31  # of the succeeding episodes
 FIRST_RANDOM_SEED = FIRST_SEED + 1_000_000
-PLANS = (
-    8  # the k-th succeeding episode has k mod 8 detours: without them none is long enough to be dreamed for 50 steps
-)
+PLANS = 8  # the k-th succeeding episode has k mod 8 detours: without any none is long enough to dream 50 steps of
 RANDOM_BYTES = 2**30  # of random episodes, about; the last one is kept whole
 PARTIAL_VIEWS = ("minigrid_rgb", "minigrid_rgb16", "minigrid_rgb_direction", "minigrid_grid")
 

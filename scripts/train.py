@@ -151,7 +151,10 @@ def train(args: Train, store: EpisodeStore) -> int:
     if any(modality.kind == "vector" for modality in config.observation.modalities):
         model.frame_stage.patches.fit(torch.from_numpy(table.frames).to(device))
     batches = Segments.for_training(table, config, training, seed=args.seed)
-    trainer = Trainer(model, batches, args.out, training, seed=args.seed)
+    try:
+        trainer = Trainer(model, batches, args.out, training, seed=args.seed)
+    except ValueError as error:
+        raise UserError(f"it cannot be trained so: {error}") from error
     # Before the config: what is found with a config but no checkpoint is begun again, and must know from which run.
     _write_record(args, _preset(args, record, grown_from), options, grown_from)
     if resuming:

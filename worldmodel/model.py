@@ -100,13 +100,14 @@ class WorldModel(nn.Module):
             raise ValueError("this model has no looped core: main.loop.layers of its config is empty")
         self.core.set_loops(loops)
 
-    def anneal(self, progress: float) -> None:
+    def anneal(self, *, frames: float, causal: float) -> None:
         """Set what the routers aim at, on its way from `chunks_first` and `extra_first` to `chunks` and `extra`.
 
         Args:
-            progress: 0 at the first targets, 1 where all have arrived; deeper stages arrive earlier (`on_the_way`).
+            frames: 0 at the first targets of the chunks, 1 and more where they have arrived.
+            causal: the same of the causal stages; deeper ones arrive earlier (`on_the_way`).
         """
-        self.causal_stage.anneal(progress, 1 + self.frame_stage.cutting.anneal(progress))
+        self.causal_stage.anneal(causal, 1 + self.frame_stage.cutting.anneal(frames))
 
     def grow(self) -> WorldModel:
         """A new model of images twice as high and wide, which says of them what this one says of them at half the size.

@@ -54,7 +54,7 @@ class TrainConfig:
     pictures_first: int = 1500  # updates that only paint loose frames, a tenth of the cost of the others
     stride_first: int = 0  # updates, from the very first, that chunk at a fixed stride before a router takes over
     settle: bool = True  # whether the encoder, and what comes from it, stand still behind the pictures
-    anneal: int = 0  # updates after the pictures until `chunks_first` has become `chunks`, and `extra_first` `extra`
+    anneal: int = 0  # updates until `chunks_first` has become `chunks`, and behind the pictures `extra_first` `extra`
     loose: int = 12  # frames that come along to be painted, rare ones as likely as common ones
     mix: float = 0.5  # share of those into which a rectangle of another is pasted
     save_every: int = 200  # updates between checkpoints
@@ -92,7 +92,7 @@ class Trainer:
         seed: of all noise.
 
     Raises:
-        ValueError: chunks are to be handed over to a router, but the model has none.
+        ValueError: chunks are to be handed over to a router, but the model has none, or it does not learn by then.
     """
 
     def __init__(
@@ -103,6 +103,12 @@ class Trainer:
         self.update = 0
         if self.config.stride_first:
             model.frame_stage.cutting.hold_stride(True)
+            if self.settles and self.config.stride_first >= self.config.pictures_first:
+                raise ValueError(
+                    f"chunks are handed over to the router at update {self.config.stride_first}, but it learns while "
+                    f"pictures are learned and rests from update {self.config.pictures_first} on: choose "
+                    "training.stride_first below training.pictures_first, or training.settle=false"
+                )
         self.parameters = list(model.parameters())
         self.averaged = copy.deepcopy(model).eval().requires_grad_(False)
         self.last: tuple[Batch, Tensor] | None = None  # what the last update saw, and its noise
@@ -214,7 +220,10 @@ class Trainer:
         """By the number of the update alone, so that a resumed run goes on as an unbroken one."""
         config = self.config
         if config.anneal:
-            self.model.anneal(max(0, self.update - config.pictures_first) / config.anneal)
+            # Each target moves while its stage learns; that of the chunks has arrived before they settle.
+            frames = min(config.anneal, config.pictures_first) if self.settles else config.anneal
+            behind = max(0, self.update - config.pictures_first)
+            self.model.anneal(frames=self.update / frames, causal=behind / config.anneal)
         if config.stride_first:
             self.model.frame_stage.cutting.hold_stride(self.update < config.stride_first)
 
@@ -230,16 +239,22 @@ class Trainer:
         update = self.update - pictures + 1
         return min(1.0, update / warmup, (self.config.level / update) ** 0.5)
 
+    @property
+    def settles(self) -> bool:
+        """Whether frames are cut and coded the same forever behind the pictures.
+
+        Not where they are coded by those before them: that is not in the pictures, and has yet to be learned.
+        """
+        stage = self.model.frame_stage
+        return self.config.settle and self.config.pictures_first > 0 and stage.past is None and stage.time is None
+
     def _settle(self) -> None:
-        """Behind the pictures frames are cut and coded the same forever: what moves all the time cannot be foretold."""
+        """Let what has been learned from the pictures rest: what moves all the time cannot be foretold."""
         pictures, stage = self.config.pictures_first, self.model.frame_stage
         if self.update == pictures:
             for router in stage.cutting.routers:
                 router.passes.zero_()  # a frame counts as often as it occurs from now on: tau is found anew
-        # What comes from the frames before is not in the pictures, and has yet to be learned.
-        if stage.past is not None or stage.time is not None:
-            return
-        if not self.config.settle or not 0 < pictures <= self.update:
+        if not self.settles or self.update < pictures:
             return
         if self.update == pictures:
             self.averaged.frame_stage.load_state_dict(stage.state_dict())  # the average has the same boundaries

@@ -153,6 +153,7 @@ def test_settings_that_are_none(made, tmp_path, fails):
     fails([*argv, "--set", "main.lop.loops=8"], "main.lop", "main.loop")
     fails([*argv, "--set", "training.averag=0.9"], "training.averag", "training.average")
     fails([*argv, "--set", "training.losses.ratio=much"], "training.losses.ratio", "'much'")
+    fails([*argv, "--set", "training.stride_first=5"], "nothing to hand over to", "'stride'")
     fails([*argv, "--chunks", "3", "--set", "frame.chunks=4"], "--chunks", "same setting")
     fails([*argv, "--end-share", "0.1", "--set", "training.end_share=0.2"], "--end-share", "same setting")
     assert not (tmp_path / "run").exists()

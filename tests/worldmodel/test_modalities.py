@@ -135,7 +135,7 @@ def test_the_target_of_each_modality_moves_by_itself():
     model = WorldModel(many("learned", chunks_first=12.0, beside=beside))
     seen = []
     for progress in (0.0, 0.5, 1.0):
-        model.anneal(progress)
+        model.anneal(frames=progress, causal=progress)
         rates = [router.rate.item() for router in model.frame_stage.cutting.routers]
         seen.append([1 + rate * (count - 1) for rate, count in zip(rates, model.frame_stage.patches.counts)])
     for found, wanted in zip(seen, [[12, 3, 16], [72**0.5, 3, 8], [6, 3, 4]]):
