@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from gymnasium import Space
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from tqdm import tqdm
 
 from worldmodel.envs.check_episode import checked
 from worldmodel.envs.rollout import Episode
@@ -26,7 +27,7 @@ from worldmodel.envs.store import EpisodeStore
 from worldmodel.errors import UserError
 
 
-def import_npz(files: Sequence[str | Path], out: str | Path) -> EpisodeStore:
+def import_npz(files: Sequence[str | Path], out: str | Path, progress: bool = False) -> EpisodeStore:
     """Make a store of `.npz` files, one episode each, in the order given.
 
     All files are checked before the store is begun.
@@ -34,6 +35,7 @@ def import_npz(files: Sequence[str | Path], out: str | Path) -> EpisodeStore:
     Args:
         files: see the module's docstring.
         out: folder of the new store.
+        progress: show bars, one of the check and one of the import.
 
     Returns:
         The open store. Its environment has no id: nothing can be played in it, only learned from.
@@ -45,13 +47,13 @@ def import_npz(files: Sequence[str | Path], out: str | Path) -> EpisodeStore:
         raise UserError("there are no .npz files to import")
     paths = [Path(file) for file in files]
     observation_space, action_space = _spaces_of(paths[0], _read(paths[0]))
-    for path in paths[1:]:
+    for path in tqdm(paths[1:], unit="file", desc="check", disable=not progress):
         observations, actions = _spaces_of(path, _read(path))
         if observations != observation_space:
             raise UserError(f"{path}: frames are {observations}, but {paths[0]} has {observation_space}")
         action_space = _joined(action_space, actions, f"{path}: actions are {actions}, but those before {action_space}")
     store = EpisodeStore.create(out, observation_space=observation_space, action_space=action_space)
-    for path in paths:
+    for path in tqdm(paths, unit="file", desc="import", disable=not progress):
         store.add_episode(_read(path))
     return store
 

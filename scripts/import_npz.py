@@ -27,7 +27,7 @@ def run(args: ImportNpz) -> None:
     """Import, and say what was imported."""
     from worldmodel.envs.import_npz import import_npz
 
-    store = import_npz(args.npz, args.out)
+    store = import_npz(args.npz, args.out, progress=True)
     print(
         f"{args.out} holds {len(store)} episodes, {store.steps} steps.\n"
         f"Next: worldmodel train --data {args.out} --out runs/NAME"
