@@ -47,6 +47,9 @@ class CausalStage(nn.Module):
         config: of the whole model.
         latent_width: Z.
         level: which of the causal stages this is, 0 the outermost.
+
+    Raises:
+        ValueError: its router is to start more chunks than there are tokens.
     """
 
     def __init__(self, config: ModelConfig, latent_width: int, level: int = 0) -> None:
@@ -86,7 +89,13 @@ class CausalStage(nn.Module):
         self.embed_length = nn.Parameter(torch.zeros(LONGEST + 1, causal.width)) if causal.lengths else None
         self.router = None
         if causal.extra > 0:
-            self.router = Router(causal.width, rate=self._rate(causal.extra, tokens_a_frame(config, level)))
+            tokens = tokens_a_frame(config, level)
+            if max(causal.extra, causal.extra_first) >= (free := tokens - self.frame_boundary):
+                raise ValueError(
+                    f"causal.{level}.extra={max(causal.extra, causal.extra_first):g} is too many: of a frame {free:g} "
+                    f"tokens reach that stage{' beside F_t' * self.frame_boundary}, and fewer should start a chunk"
+                )
+            self.router = Router(causal.width, rate=self._rate(causal.extra, tokens))
         self.smoothed_width = self.inner.width if causal.cut_off else causal.width
         self.inner_names = tuple(self.inner.initial_memory(1))
 

@@ -277,7 +277,16 @@ def test_a_frame_leaves_the_tensors_of_the_frame_before_alone(shape: str) -> Non
                 assert torch.equal(value, kept[label]), label
 
 
-@pytest.mark.parametrize("changes", [{"width": 16}, {"width": 17}, {"extra": 4.0}, {"extra": 9.0}])
-def test_widths_that_do_not_grow_and_rates_above_one_are_refused(changes: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"growing width|rate must lie"):
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"width": 16}, "growing width"),
+        ({"width": 17}, "growing width"),
+        ({"extra": 4.0}, r"causal\.0\.extra=4 is too many: of a frame 4 tokens reach that stage beside F_t"),
+        ({"extra": 1.0, "extra_first": 9.0}, "extra=9 is too many"),
+        ({"extra": 5.0, "frame_boundary": False}, "of a frame 5 tokens reach that stage, and fewer"),
+    ],
+)
+def test_widths_that_do_not_grow_and_too_many_chunks_are_refused(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         WorldModel(replace(STRIDE, causal=(replace(STRIDE.causal[0], **changes),)))
