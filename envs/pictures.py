@@ -182,7 +182,7 @@ def draw_dreams(
             dream_reward=dream.reward[row, :length],
             true_notes=notes_beside(real.frames[row, :length], spec),
             dream_notes=notes_beside(dream.frames[row, :length], spec),
-            patch=model.config.frame.patch,
+            patch=model.frame_stage.patches.shown.ph,
             title=f"{test_set.environment.get('id')}: {context} real frames, then the recorded actions open loop",
         )
         positions = windows.begin[row] + np.arange(context)

@@ -43,14 +43,16 @@ class EpisodeStore:
         index: one dict an episode, with the keys of `store_index.INDEX_FIELDS`.
     """
 
-    def __init__(self, root: Path, environment: dict[str, Any], codec: str, index: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, root: Path, environment: dict[str, Any], codec: str, index: list[dict[str, Any]], known: tuple[int, int]
+    ) -> None:
         self.root = root
         self.environment = environment
         self.observation_space = space_from_json(environment["observation_space"])
         self.action_space = space_from_json(environment["action_space"])
         self.codec = codec
         self.index = index
-        self._stamp = stamp(root)  # of the index as this store knows it
+        self._stamp = known  # of the index that was read
 
     @classmethod
     def create(
@@ -91,7 +93,7 @@ class EpisodeStore:
             write_index(root, environment, codec, [])
         except OSError as error:
             raise UserError(f"no store can be made in {root}: {error}") from error
-        return cls(root, environment, codec, [])
+        return cls(root, environment, codec, [], stamp(root))
 
     @classmethod
     def open(cls, root: str | Path) -> EpisodeStore:
@@ -101,7 +103,7 @@ class EpisodeStore:
             UserError: there is none, its index is damaged, or a newer version wrote it.
         """
         data = read_index(Path(root))
-        return cls(Path(root), data["environment"], data["codec"], data["episodes"])
+        return cls(Path(root), data["environment"], data["codec"], data["episodes"], data["stamp"])
 
     def __len__(self) -> int:
         """The number of episodes."""
@@ -185,10 +187,10 @@ class EpisodeStore:
             "terminated": episode.terminated,
             "truncated": episode.truncated,
             "return": episode.total_reward,
-            "seed": episode.seed,
+            "seed": None if episode.seed is None else int(episode.seed),
         }
+        write_index(self.root, self.environment, self.codec, [*self.index, entry])
         self.index.append(entry)
-        write_index(self.root, self.environment, self.codec, self.index)
         self._stamp = stamp(self.root)
         return name
 

@@ -15,13 +15,14 @@ INDEX_FIELDS = ("name", "length", "terminated", "truncated", "return", "seed")  
 
 
 def read_index(root: Path) -> dict[str, Any]:
-    """The environment spec, the codec and the entries of the episodes.
+    """The environment spec, the codec, the entries of the episodes, and the stamp of what was read.
 
     Raises:
         UserError: there is no index, it is damaged, or a newer version wrote it.
     """
     path = root / "index.json"
     try:
+        known = stamp(root)  # before reading: what is written meanwhile is then noticed
         data = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{root} is not an episode store: it has no index.json") from None
@@ -39,6 +40,7 @@ def read_index(root: Path) -> dict[str, Any]:
         return {
             "environment": data["environment"],
             "codec": data["codec"],
+            "stamp": known,
             "episodes": [{field: entry[field] for field in INDEX_FIELDS} for entry in data["episodes"]],
         }
     except (KeyError, TypeError) as error:

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def _read(folder: Path, wanted: dict[str, Any]) -> TestSet | None:
             with np.load(folder / "seen_ground.npz") as arrays:
                 shape = tuple(arrays["shape"])
                 shown = np.unpackbits(arrays["bits"], count=int(np.prod(shape))).reshape(shape).astype(bool)
-    except (OSError, ValueError, KeyError, UserError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, UserError):
         return None
     if table.num_episodes != len(succeeding) or (shown is not None and len(shown) != len(table)):
         return None

@@ -15,7 +15,6 @@ from av.video.reformatter import VideoReformatter
 
 LOSSLESS = {"qp": "0", "preset": "veryfast", "g": "16"}
 VIEWABLE = {"crf": "16", "preset": "medium"}
-VIEWABLE = {"crf": "16", "preset": "medium"}
 
 
 def write_video(path: str | Path | BinaryIO, frames: np.ndarray, fps: int = 10) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
 from worldmodel.outputs import StepOutput
+from worldmodel.router import Router
 from worldmodel.state import DreamState
 
 WARM_UP = 3  # steps before the capture, in which kernels are compiled and libraries take their workspaces
@@ -41,13 +42,13 @@ class CapturedImagination:
     def __init__(self, model: WorldModel, batch_size: int, greedy: bool = False) -> None:
         if not model.fixed_starts:
             raise UserError(
-                "a step with learned boundaries cannot be captured: how many chunks a frame has is known only once it "
-                "is dreamed; use model.imagine, or a model whose boundary is 'stride'"
+                "a step whose frames have chunks of their own cannot be captured: how many is known only once they are "
+                "dreamed; use model.imagine, or a model whose boundary is 'stride' and that follows no patches"
             )
-        if model.causal_stage.router is not None:
+        if any(isinstance(part, Router) for part in model.causal_stage.modules()):
             raise UserError(
-                "a step with extra boundaries in the causal stage cannot be captured: whether the main network runs "
-                "is known only once the router has spoken; use model.imagine, or a model whose causal.extra is 0"
+                "a step with extra boundaries in a causal stage cannot be captured: whether the main network runs "
+                "is known only once the router has spoken; use model.imagine, or a model whose causal.N.extra are 0"
             )
         if model.core is not None and not model.core.alike:
             raise UserError(

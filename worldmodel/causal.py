@@ -32,27 +32,20 @@ from worldmodel.tokens import Marks, Said, Side
 LONGEST = 32  # lengths of chunks from here on are told as one
 
 
-def tokens_a_frame(config: ModelConfig, level: int) -> float:
-    """Tokens of a frame that reach the causal stage `level`, on average."""
-    if level == 0:
-        return 1 + sum(chunks for _, chunks in config.frame.targets)
-    around = config.causal[level - 1]
-    return around.frame_boundary + around.extra
-
-
 class CausalStage(nn.Module):
     """Tokens of the width around it in, tokens of its own width out.
 
     Args:
         config: of the whole model.
         latent_width: Z.
+        tokens: of a frame that reach the stage on average, and the fewest that do while targets move.
         level: which of the causal stages this is, 0 the outermost.
 
     Raises:
         ValueError: its router is to start more chunks than there are tokens.
     """
 
-    def __init__(self, config: ModelConfig, latent_width: int, level: int = 0) -> None:
+    def __init__(self, config: ModelConfig, latent_width: int, tokens: tuple[float, float], level: int = 0) -> None:
         super().__init__()
         causal, side, mamba = config.causal[level], config.side, config.mamba
         around = config.frame.width if level == 0 else config.causal[level - 1].width
@@ -81,28 +74,28 @@ class CausalStage(nn.Module):
         self.encoder = stack(causal.encoder_layers)
         self.decoder = stack(causal.decoder_layers, recalls=causal.cut_off)
         innermost = level + 1 == len(config.causal)
+        fewest = min(causal.extra_first or causal.extra, causal.extra)
+        inside = (causal.frame_boundary + causal.extra, causal.frame_boundary + fewest)
         self.inner: CausalStage | MainNetwork = (
-            MainNetwork(config, latent_width) if innermost else CausalStage(config, latent_width, level + 1)
+            MainNetwork(config, latent_width) if innermost else CausalStage(config, latent_width, inside, level + 1)
         )
         self.recall = nn.Linear(self.inner.width - causal.width, causal.width, bias=False) if causal.cut_off else None
         self.residual = None if causal.residual == "none" else Residual(causal, mamba)
         self.embed_length = nn.Parameter(torch.zeros(LONGEST + 1, causal.width)) if causal.lengths else None
         self.router = None
         if causal.extra > 0:
-            tokens = tokens_a_frame(config, level)
-            if max(causal.extra, causal.extra_first) >= (free := tokens - self.frame_boundary):
+            if max(causal.extra, causal.extra_first) >= (free := min(tokens) - self.frame_boundary):
                 raise ValueError(
                     f"causal.{level}.extra={max(causal.extra, causal.extra_first):g} is too many: of a frame {free:g} "
                     f"tokens reach that stage{' beside F_t' * self.frame_boundary}, and fewer should start a chunk"
                 )
-            self.router = Router(causal.width, rate=self._rate(causal.extra, tokens))
+            self.router = Router(causal.width, rate=self._rate(causal.extra, tokens[0]))
         self.smoothed_width = self.inner.width if causal.cut_off else causal.width
         self.inner_names = tuple(self.inner.initial_memory(1))
 
     def _rate(self, extra: float, tokens: float) -> float:
         """Extra boundaries among the tokens of a frame that are free to start a chunk; a forced F_t is not."""
-        free = tokens - self.frame_boundary
-        return extra / free if free > 0 else 1.0
+        return extra / (tokens - self.frame_boundary)
 
     def anneal(self, progress: float, tokens: float) -> None:
         """Set the routers' rates to where they stand, for so many `tokens` a frame; see `WorldModel.anneal`."""

@@ -127,6 +127,9 @@ class LatentConfig:
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+        for name in ("unimix", "forget"):
+            if (value := getattr(self, name)) >= 1:
+                raise ValueError(f"LatentConfig: {name} is a share below 1, not {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

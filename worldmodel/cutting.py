@@ -87,11 +87,24 @@ class Cutting(nn.Module):
         """Of all modalities that have one."""
         return [] if self.router is None else [router for router in self.router.each if router is not None]
 
+    @property
+    def trying(self) -> bool:
+        """Whether there is a router that learns by trying, and not a stride in its place."""
+        return self.tries and not self.at_stride
+
     def settle(self) -> None:
         """Let the boundaries stand still."""
         self.settled = True
         for router in self.routers:
             router.still = True
+
+    @property
+    def wanted(self) -> tuple[float, float]:
+        """Chunks of a frame that is cut up whole, on average: in the end, and the fewest while targets move."""
+        if self.router is None:
+            return float(self.max_chunks), float(self.max_chunks)
+        targets = self.config.targets
+        return sum(last for _, last in targets), sum(min(first or last, last) for first, last in targets)
 
     def anneal(self, progress: float) -> float:
         """Set the wanted number of chunks a frame to where it stands; returns it. See `WorldModel.anneal`."""
@@ -110,7 +123,9 @@ class Cutting(nn.Module):
             ValueError: there is none.
         """
         if self.router is None:
-            raise ValueError(f"there is nothing to hand over to: boundary is '{self.config.boundary}', not 'learned'")
+            raise ValueError(
+                f"there is nothing to hand over to: boundary is '{self.config.boundary}', without a router"
+            )
         self.at_stride.fill_(hold)
 
     def forward(

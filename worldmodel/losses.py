@@ -76,7 +76,7 @@ def world_model_loss(
     notes: dict[str, Tensor] = {}
 
     terms["reconstruction"] = reconstruction_loss(model, run, config, key=key, generator=generator)
-    if model.frame_stage.cutting.tries and not model.frame_stage.settled:
+    if model.frame_stage.cutting.trying and not model.frame_stage.settled:
         some = loose if len(loose := loose_frames(batch)) else torch.arange(len(batch.frames), device=key.device)
         terms["trial"] = trial_loss(model, batch.frames[some], key[0])
     if model.frame_stage.cutting.foresight is not None and not model.frame_stage.settled:
@@ -114,7 +114,7 @@ def world_model_loss(
         notes["latent/kl"] = _mean(dynamics, predictable)
         notes["latent/posterior_entropy"] = (model.latent.entropy(run.posterior) * valid).sum(-1).mean()
         notes["latent/chunks"] = valid.sum(-1).float().mean()
-        notes["data/distinct_share"] = torch.tensor(len(run.seen.patches) / batch.index.numel())
+        notes["data/distinct_share"] = torch.tensor(len(batch.index.unique()) / batch.index.numel())
     total = torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
     logged = {f"loss/{name}": term for name, term in terms.items()} | {"loss/total": total} | notes
     return total, {name: value.detach() for name, value in logged.items()}
@@ -198,11 +198,12 @@ def picture_loss(
     if model.config.latent.kind == "gaussian":
         unasked = model.latent.cost(latent, posterior, torch.zeros_like(posterior))
         total = total + config.standard * (unasked * chunks.valid).sum(-1).mean()
-    if stage.cutting.tries:
+    if stage.cutting.trying:
         total = total + config.trial * trial_loss(model, batch.frames[chosen], key[0])
     if stage.cutting.foresight is not None:
         total = total + config.foresight * foresight_loss(model, target)
-    notes = {"loss/reconstruction": error, "latent/posterior_entropy": model.latent.entropy(posterior).sum(-1).mean()}
+    entropy = (model.latent.entropy(posterior) * chunks.valid).sum(-1).mean()
+    notes = {"loss/reconstruction": error, "latent/posterior_entropy": entropy}
     if routing is not None:
         if routing.ratio_loss is not None:
             total = total + config.ratio * routing.ratio_loss

@@ -55,7 +55,7 @@ class StepOutput:
         starts: `(B, K)` int64, their first patches, -1 where absent.
         start_entropy: `(B,)` nats of choosing the starts, summed over the frame.
         latent, past: `(B, K, Z)` and `(B, K, E)`, all that `decode` needs,
-        canvas: but for patches that are followed through time: then `(B, P, R * D)`, what the painter has before it.
+        canvas: but for patches that are followed through time: then `(B, P, W)`, what the painter has before it.
     """
 
     feature: Tensor

@@ -44,14 +44,14 @@ class Side:
 
 @dataclass
 class Marks:
-    """Which of the tokens of whole rows are what, all `(B, L)` bool.
+    """Which of the tokens of whole rows are what, all `(B, L)`, bool but for the last two.
 
     Attributes:
         is_frame: F_t.
         reset: a piece begins here and nothing is remembered; always an F_t.
         present: False at pads, which lie to the right.
-        key: `(B, L)` int64, the noise key of the token's row of frames.
-        place: `(B, L)` int64, its place in that row.
+        key: int64, the noise key of the token's row of frames.
+        place: int64, its place in that row.
     """
 
     is_frame: Tensor

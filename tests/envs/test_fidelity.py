@@ -269,10 +269,14 @@ def test_the_test_set_is_remade_identically_and_kept(test_set, folder, tmp_path)
     assert (folder / "store" / "index.json").stat().st_mtime_ns == written
 
 
-def test_a_damaged_or_foreign_test_set_is_remade(test_set, tmp_path):
+@pytest.mark.parametrize(
+    "file,content",
+    [("store/episodes/000001.mkv", b"no video"), ("seen_ground.npz", b"PK no zip"), ("seen_ground.npz", b"")],
+)
+def test_a_damaged_or_foreign_test_set_is_remade(test_set, tmp_path, file, content):
     folder = tmp_path / "set"
     few = load_test_set(test_set.environment, folder, episodes=2, progress=False)
-    (folder / "store" / "episodes" / "000001.mkv").write_bytes(b"no video")
+    (folder / file).write_bytes(content)
     repaired = load_test_set(test_set.environment, folder, episodes=2, progress=False)
     assert np.array_equal(repaired.table.index, few.table.index)
     other = load_test_set(spec_of("CartPole-v1"), folder, episodes=3, progress=False)

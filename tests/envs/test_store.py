@@ -233,6 +233,15 @@ def test_an_episode_that_never_reached_the_index_is_written_over(tmp_path):
     assert [e.seed for e in EpisodeStore.open(tmp_path).episodes()] == [0, 2]
 
 
+def test_numpys_numbers_are_seeds_too_and_what_cannot_be_written_is_not_kept(tmp_path):
+    store = new_store(tmp_path)
+    store.add(**random_arrays(6), seed=np.int64(3))
+    with pytest.raises((TypeError, ValueError)):
+        store.add(**random_arrays(6), seed="three")
+    store.add(**random_arrays(6), seed=4)
+    assert [e.seed for e in EpisodeStore.open(tmp_path).episodes()] == [3, 4]
+
+
 def test_two_who_fill_one_store_lose_nothing(tmp_path):
     one, other = new_store(tmp_path), EpisodeStore.open(tmp_path)
     one.add(**random_arrays(6, seed=0), seed=0)

@@ -109,9 +109,9 @@ def test_what_it_was_not_captured_for_is_refused():
 @pytest.mark.parametrize(
     "name,words",
     [
-        ("learned", "learned boundaries cannot be captured"),
-        ("extra", "learned boundaries cannot be captured"),
-        ("stride_extra", r"extra boundaries in the causal stage cannot be captured.*causal\.extra is 0"),
+        ("learned", "chunks of their own cannot be captured"),
+        ("extra", "chunks of their own cannot be captured"),
+        ("stride_extra", r"extra boundaries in a causal stage cannot be captured.*causal\.N\.extra are 0"),
         ("stride", "on a GPU only, and the model is on cpu: use model.imagine"),
     ],
 )

@@ -290,3 +290,18 @@ def test_a_frame_leaves_the_tensors_of_the_frame_before_alone(shape: str) -> Non
 def test_widths_that_do_not_grow_and_too_many_chunks_are_refused(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WorldModel(replace(STRIDE, causal=(replace(STRIDE.causal[0], **changes),)))
+
+
+def test_a_router_is_told_how_many_tokens_there_are_at_every_time() -> None:
+    deep = replace(STRIDE.causal[0], extra=2.0)
+    few = replace(STRIDE, frame=replace(STRIDE.frame, boundary="learned", chunks_first=2.0), causal=(deep,))
+    with pytest.raises(ValueError, match="extra=2 is too many: of a frame 2 tokens reach that stage beside F_t"):
+        WorldModel(few)  # in the end four do, but not while the target of the chunks moves
+    inner = replace(deep, width=deep.width + 4, extra=1.0)
+    with pytest.raises(ValueError, match=r"causal\.1\.extra=1 is too many: of a frame 0\.2 tokens"):
+        WorldModel(replace(STRIDE, causal=(replace(deep, extra_first=0.2), inner)))
+    model = WorldModel(replace(STRIDE, frame=replace(STRIDE.frame, boundary="none"), causal=(deep,)))
+    router, patches = model.causal_stage.router, model.frame_stage.patches.count
+    assert router is not None and router.rate.item() == pytest.approx(2 / patches)
+    model.anneal(frames=0.5, causal=0.5)
+    assert router.rate.item() == pytest.approx(2 / patches)

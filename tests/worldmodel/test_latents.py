@@ -139,3 +139,9 @@ def test_a_share_of_the_groups_is_forgotten_whole_by_the_rows_own_key():
     assert not torch.equal(kept[0], kept[1])
     alone = partly_forgotten(code[1:, :30, :2], config, torch.tensor([6])).view(1, 30, 2, 20, 3)
     assert torch.equal(alone[0], kept[1, :30, :2])
+
+
+@pytest.mark.parametrize("share", ["unimix", "forget"])
+def test_a_share_is_below_one(share):
+    with pytest.raises(ValueError, match=f"{share} is a share below 1, not 1.5"):
+        LatentConfig(**{share: 1.5})

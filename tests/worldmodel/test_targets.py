@@ -131,6 +131,18 @@ def test_a_stride_has_nobody_to_hand_over_to(tmp_path):
         trainer(tmp_path, config=STRIDE, stride_first=3)
 
 
+def test_a_router_tries_nothing_before_it_has_taken_over(tmp_path):
+    config = replace(LEARNED, frame=replace(LEARNED.frame, boundary="tried"))
+    learner = trainer(tmp_path, config=config, stride_first=2)
+    scorer = [p.detach().clone() for p in learner.model.frame_stage.cutting.parameters()]
+    moved = []
+    for update in range(3):
+        learner.step(random_batch(config, seed=update, distinct=20))
+        parameters = zip(scorer, learner.model.frame_stage.cutting.parameters())
+        moved.append(any(not torch.equal(a, b) and b.grad is not None and b.grad.any() for a, b in parameters))
+    assert moved == [False, False, True]
+
+
 def test_a_router_that_rests_cannot_take_over(tmp_path):
     with pytest.raises(
         ValueError, match="at update 4, but it learns while pictures are learned and rests from update 4"
