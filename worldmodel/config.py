@@ -157,7 +157,9 @@ class CausalConfig:
     heads: int = 4
     window: int = 128  # tokens that attention layers here look back on, if there are any
     frame_boundary: bool = True  # whether F_t always starts a chunk, so that what is inside runs at least once a frame
-    extra: float = 0.0  # boundaries a frame that the router sets, beside the forced one at F_t
+    # Boundaries a frame that the router sets, beside the forced one at F_t. Where patches are followed through time, of
+    # a frame that is cut up whole: one with a third of the chunks has a third of them.
+    extra: float = 0.0
     extra_first: float = 0.0  # the target when training begins (0: the same), on its way while the targets anneal
     max_extra: int = 2  # cap of those, a frame
     residual: str = "linear"  # from encoder to decoder: "none", "linear", "mamba" (a layer), "attention" (a layer)

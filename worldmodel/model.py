@@ -56,7 +56,7 @@ class WorldModel(nn.Module):
         self.frame_stage = FrameStage(config, self.latent)
         P = self.frame_stage.patches.count
         self.contents = Contents(config, P, self.latent.width)
-        end, fewest = (1 + self._of_new(chunks) for chunks in self.frame_stage.cutting.wanted)
+        end, fewest = (1 + chunks for chunks in self.frame_stage.cutting.wanted)
         self.causal_stage = CausalStage(config, self.latent.width, (end, fewest))
         changes = config.time.changes if config.time.layers else 0.0
         part = self.frame_stage.patches.part
@@ -108,12 +108,7 @@ class WorldModel(nn.Module):
             frames: 0 at the first targets of the chunks, 1 and more where they have arrived.
             causal: the same of the causal stages; deeper ones arrive earlier (`on_the_way`).
         """
-        self.causal_stage.anneal(causal, 1 + self._of_new(self.frame_stage.cutting.anneal(frames)))
-
-    def _of_new(self, chunks: float) -> float:
-        """Chunks of a frame that has so many if it is cut up whole: if patches are followed, only new ones are."""
-        time = self.config.time
-        return max(1.0, chunks * time.changes / self.frame_stage.patches.count) if time.layers else chunks
+        self.causal_stage.anneal(causal, 1 + self.frame_stage.cutting.anneal(frames))
 
     def grow(self) -> WorldModel:
         """A new model of images twice as high and wide, which says of them what this one says of them at half the size.
