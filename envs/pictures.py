@@ -64,7 +64,6 @@ def film_strip(
     true: np.ndarray,
     dream: np.ndarray,
     *,
-    steps: list[int] | None = None,
     true_chunks: np.ndarray | None = None,
     dream_chunks: np.ndarray | None = None,
     true_reward: np.ndarray | None = None,
@@ -79,7 +78,6 @@ def film_strip(
     Args:
         path: of the new PNG.
         true, dream: `(T, H, W, 3)` uint8.
-        steps: what is written under each frame; 1 to T if left out.
         true_chunks, dream_chunks: `(T, R, C)` the chunk of each patch, from `chunk_map`; edges are drawn if given.
         true_reward, dream_reward: `(T,)`; rewards that are events are written under their frames.
         true_notes, dream_notes: T texts that are written under the frames if given.
@@ -89,7 +87,6 @@ def film_strip(
     if true.shape != dream.shape:
         raise ValueError(f"the truth has the shape {true.shape}, the dream {dream.shape}")
     T, height, width, _ = true.shape
-    numbers = list(range(1, T + 1)) if steps is None else steps
     error = np.abs(true.astype(np.int16) - dream).astype(np.uint8)
     beside = max((note.count("\n") + 1 for note in true_notes or ()), default=0)
     inches = 0.75 + 0.8 * T, 1.4 + 3 * 0.8 * height / width + 0.3 * beside
@@ -103,7 +100,7 @@ def film_strip(
     ]
     for axes, (name, frames, chunks, reward, notes) in zip(figure.subplots(3, 1), rows):
         axes.imshow(_side_by_side(frames), interpolation="nearest", extent=(0, T * (width + GAP) - GAP, height, 0))
-        labels = [str(n) for n in numbers]
+        labels = [str(n) for n in range(1, T + 1)]
         if reward is not None:
             labels = [f"{n}\n{r:+.2f}" if abs(r) > EVENT else n for n, r in zip(labels, reward)]
         if notes is not None:

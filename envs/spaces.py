@@ -85,12 +85,11 @@ def _finite(value: Any) -> Any:
     return str(value) if value in (float("inf"), float("-inf")) else value
 
 
-def observation_spec(space: Space, kind: str | None = None) -> ObservationSpec:
+def observation_spec(space: Space) -> ObservationSpec:
     """What the model needs to know about the observations of `space`.
 
     Args:
         space: Box of uint8 or float32, `(H, W, C)` or `(D,)`; Discrete; or a Dict of these.
-        kind: `"image"`, `"grid"` or `"vector"`; guessed from the shape if left out.
 
     Raises:
         UserError: observations of this space cannot be fed to the model.
@@ -116,17 +115,13 @@ def observation_spec(space: Space, kind: str | None = None) -> ObservationSpec:
         raise UserError(f"observations must have the shape (H, W, C) or (D,), not {space.shape}")
     if len(space.shape) == 3 and space.shape[0] <= 4 < space.shape[2]:
         raise UserError(f"observations of shape {space.shape} look like (C, H, W); put the channels last")
-    if kind is None:
-        small = min(space.shape[:2]) < SMALLEST_IMAGE
-        kind = "vector" if len(space.shape) == 1 else "grid" if small else "image"
+    small = min(space.shape[:2]) < SMALLEST_IMAGE
+    kind = "vector" if len(space.shape) == 1 else "grid" if small else "image"
     if kind == "vector":
         offset, scale = 0.0, 255.0 if space.dtype == np.uint8 else 1.0
     else:
         offset, scale = _value_range(space, kind)
-    try:
-        return ObservationSpec(shape=space.shape, dtype=space.dtype.name, kind=kind, offset=offset, scale=scale)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return ObservationSpec(shape=space.shape, dtype=space.dtype.name, kind=kind, offset=offset, scale=scale)
 
 
 def _check_names(space: Dict) -> None:

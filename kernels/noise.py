@@ -4,17 +4,15 @@ A row of a dream carries its own key and counter, so what it dreams depends neit
 numbers were drawn before. The hash is the 32-bit finaliser "lowbias32" (Wellons 2018, two multiplications), chained
 over the coordinates.
 
-Nor does it depend on the machine. Words and uniforms are integers and exact floats. Libraries differ in the last bit of
-a logarithm, so Gumbel and normal numbers are computed in fp64 and rounded to fp32 once: there are only 2^23 uniforms,
-and for each of them the fp64 value is so far from the middle between two floats that two libraries with an error of one
-ulp a logarithm round to the same.
+Nor does it depend on the machine. Words and uniforms are integers and exact floats. Libraries differ in the last bits
+of an inverse error function, so normal numbers are computed in fp64 and rounded to fp32 once: there are only 2^23
+uniforms, and for each of them the fp64 value is so far from the middle between two floats that two libraries with an
+error of ten ulps round to the same.
 
 Shape suffixes: B rows, n entries.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,8 +21,6 @@ from worldmodel.kernels.backend import choose
 
 _LOW_32 = 0xFFFFFFFF
 PART = 1 << 16  # numbers drawn at a time
-# One uniform, next to 1/e, has a Gumbel of 2.5e-8 in the middle between two floats. Shifted by this, none has.
-_OFF_THE_MIDDLE = 2.0**-51
 
 
 def row_hash(key: Tensor, counter: Tensor, stream: int, backend: str | None = None) -> Tensor:
@@ -42,11 +38,6 @@ def row_hash(key: Tensor, counter: Tensor, stream: int, backend: str | None = No
 def uniform(word: Tensor, n: int, backend: str | None = None) -> Tensor:
     """`n` numbers in (0, 1) for each word of `row_hash`: shape `(*word.shape, n)`, float32, never exactly 0 or 1."""
     return choose("uniform", word, backend, UNIFORM)(word, n)
-
-
-def gumbel(word: Tensor, n: int, backend: str | None = None) -> Tensor:
-    """`n` Gumbel numbers for each word: `argmax(logits + gumbel)` is a sample of the categorical."""
-    return choose("gumbel", word, backend, GUMBEL)(word, n)
 
 
 def _int32(number: int) -> Tensor:
@@ -86,33 +77,20 @@ def _uniform(word: Tensor, n: int) -> Tensor:
     return bits.view(torch.float32).sub_(1 - 2.0**-24)
 
 
-def _uniform_to_gumbel(u: Tensor) -> Tensor:
-    # log1p is the faster of the two logarithms, and u - 1 is exact.
-    return (_OFF_THE_MIDDLE - u.double().sub_(1.0).log1p_().neg_().log_()).float()
-
-
 def to_normal(uniform: Tensor) -> Tensor:
     """Standard normal numbers, by the inverse of the normal's distribution function: the same bits everywhere, too."""
     return uniform.double().mul_(2.0).sub_(1.0).erfinv_().mul_(2.0**0.5).float()
 
 
-def _in_parts(draw: Callable[[Tensor, int], Tensor], word: Tensor, n: int) -> Tensor:
-    """Part by part, each small enough for the cache and for memory that malloc keeps instead of giving it back."""
+def uniform_torch(word: Tensor, n: int) -> Tensor:
+    # Part by part, each small enough for the cache and for memory that malloc keeps instead of giving it back.
     rows = max(1, PART // max(1, n))
     if word.numel() <= rows:
-        return draw(word, n)
+        return _uniform(word, n)
     out = torch.empty(*word.shape, n, device=word.device)
     for part, drawn in zip(word.flatten().split(rows), out.view(-1, n).split(rows)):
-        drawn.copy_(draw(part, n))
+        drawn.copy_(_uniform(part, n))
     return out
-
-
-def uniform_torch(word: Tensor, n: int) -> Tensor:
-    return _in_parts(_uniform, word, n)
-
-
-def gumbel_torch(word: Tensor, n: int) -> Tensor:
-    return _in_parts(lambda word, n: _uniform_to_gumbel(_uniform(word, n)), word, n)
 
 
 def _row_hash_triton(key: Tensor, counter: Tensor, stream: int) -> Tensor:
@@ -127,12 +105,5 @@ def _uniform_triton(word: Tensor, n: int) -> Tensor:
     return uniform_triton(word, n)
 
 
-def _gumbel_triton(word: Tensor, n: int) -> Tensor:
-    from worldmodel.kernels.triton_noise import gumbel_triton
-
-    return gumbel_triton(word, n)
-
-
 ROW_HASH = {"triton": _row_hash_triton, "torch": row_hash_torch}
 UNIFORM = {"triton": _uniform_triton, "torch": uniform_torch}
-GUMBEL = {"triton": _gumbel_triton, "torch": gumbel_torch}

@@ -1,7 +1,6 @@
 """Counter-based noise in Triton: one launch from words to numbers.
 
-All arithmetic is on uint32, where shifts and products are those of the hash; logarithms are taken in fp64 and rounded
-once, as kernels/noise.py says, so the bits are the reference's.
+All arithmetic is on uint32, where shifts and products are those of the hash, so the bits are the reference's.
 
 Shape suffixes: B rows, n entries.
 """
@@ -29,12 +28,6 @@ def _uniform(word, entry):
     return ((bits >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2^-23
 
 
-@triton.jit
-def _gumbel(word, entry):
-    u = _uniform(word, entry).to(tl.float64)
-    return (4.440892098500626e-16 - tl.log(-tl.log(u))).to(tl.float32)  # 2^-51, see kernels/noise.py
-
-
 @triton.jit(do_not_specialize=["stream"])
 def _row_hash_kernel(key_ptr, counter_ptr, word_ptr, stream, B, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -48,11 +41,10 @@ def _row_hash_kernel(key_ptr, counter_ptr, word_ptr, stream, B, BLOCK: tl.conste
 
 
 @triton.jit
-def _draw_kernel(word_ptr, out_ptr, count, n, GUMBEL: tl.constexpr, BLOCK: tl.constexpr):
+def _uniform_kernel(word_ptr, out_ptr, count, n, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     word = tl.load(word_ptr + place // n, mask=place < count, other=0)
-    out = _gumbel(word, place % n) if GUMBEL else _uniform(word, place % n)
-    tl.store(out_ptr + place, out, mask=place < count)
+    tl.store(out_ptr + place, _uniform(word, place % n), mask=place < count)
 
 
 def row_hash_triton(key: Tensor, counter: Tensor, stream: int) -> Tensor:
@@ -64,17 +56,9 @@ def row_hash_triton(key: Tensor, counter: Tensor, stream: int) -> Tensor:
     return word
 
 
-def _draw(word: Tensor, n: int, gumbel: bool) -> Tensor:
+def uniform_triton(word: Tensor, n: int) -> Tensor:
     out = torch.empty(*word.shape, n, dtype=torch.float32, device=word.device)
     if out.numel():
         grid = (triton.cdiv(out.numel(), BLOCK),)
-        _draw_kernel[grid](word.contiguous(), out, out.numel(), n, GUMBEL=gumbel, BLOCK=BLOCK)
+        _uniform_kernel[grid](word.contiguous(), out, out.numel(), n, BLOCK=BLOCK)
     return out
-
-
-def uniform_triton(word: Tensor, n: int) -> Tensor:
-    return _draw(word, n, gumbel=False)
-
-
-def gumbel_triton(word: Tensor, n: int) -> Tensor:
-    return _draw(word, n, gumbel=True)

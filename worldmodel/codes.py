@@ -123,7 +123,7 @@ def shared_out(slots: int, part_P: Tensor, strides: Sequence[int]) -> Tensor:
     for modality, stride in enumerate(strides):
         place, among = torch.arange(int((part_P == modality).sum())), min(stride, slots)
         mine = slot % among == place[:, None] % among  # (patches of the modality, S)
-        owners.append(mine.unsqueeze(-1) & F.one_hot(slot // among, max(ranks, 1)).bool())
+        owners.append(mine.unsqueeze(-1) & F.one_hot(slot // among, ranks).bool())
     return torch.cat(owners).float()
 
 

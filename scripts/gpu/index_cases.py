@@ -120,8 +120,7 @@ def _take(what: str, B: int, S: int, M: int, D: int) -> Case:
 
 
 def _noise(sizes: Sizes) -> Iterator[Case]:
-    B, latent = sizes.dreams, sizes.config.latent
-    n, logits = 2 + sizes.chunks * (1 + latent.groups), latent.groups * latent.classes
+    B, n = sizes.dreams, 2 + sizes.chunks * (1 + sizes.config.latent.groups)
 
     def words(g: torch.Generator) -> Tensors:
         return {"word": torch.randint(0, 1 << 32, (B,), generator=g, device=g.device)}
@@ -136,6 +135,3 @@ def _noise(sizes: Sizes) -> Iterator[Case]:
     what = f"{sizes.name} dreams: B {B}"
     yield case("row_hash", what, noise.ROW_HASH, rows, lambda t, b: [noise.row_hash(t["key"], t["step"], 3, backend=b)])
     yield case("uniform", f"{what}, n {n}", noise.UNIFORM, words, lambda t, b: [noise.uniform(t["word"], n, backend=b)])
-    yield case(
-        "gumbel", f"{what}, n {logits}", noise.GUMBEL, words, lambda t, b: [noise.gumbel(t["word"], logits, backend=b)]
-    )

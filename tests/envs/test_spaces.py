@@ -57,7 +57,6 @@ def test_observation_kinds():
     assert (grid.kind, grid.dtype, grid.scale) == ("grid", "uint8", 10)
     vector = observation_spec(Box(-np.inf, np.inf, (4,), np.float32))
     assert (vector.kind, vector.dtype, vector.offset, vector.scale) == ("vector", "float32", 0, 1)
-    assert observation_spec(Box(0, 255, (7, 7, 3), np.uint8), kind="image").scale == 255
     assert observation_spec(Box(0, 1, (64, 64, 3), np.float32)).scale == 1
 
 
@@ -84,11 +83,6 @@ def test_what_a_dict_must_not_hold_is_named(part, words):
 def test_observations_the_model_cannot_take(space):
     with pytest.raises(UserError, match="observations must"):
         observation_spec(space)
-
-
-def test_a_vector_is_no_image():
-    with pytest.raises(UserError, match="shape"):
-        observation_spec(Box(0, 1, (4,), np.float32), kind="image")
 
 
 def test_action_specs():

@@ -23,13 +23,13 @@ def words(n, stream=0, seed=0):
 )
 def test_a_row_gets_the_same_bits_whatever_its_neighbours(keys, step, stream, n):
     key = torch.tensor(keys)
-    together = noise.gumbel(noise.row_hash(key, torch.full_like(key, step), stream), n)
+    together = noise.uniform(noise.row_hash(key, torch.full_like(key, step), stream), n)
     for i in range(len(keys)):
-        alone = noise.gumbel(noise.row_hash(key[i : i + 1], torch.tensor([step]), stream), n)
+        alone = noise.uniform(noise.row_hash(key[i : i + 1], torch.tensor([step]), stream), n)
         assert torch.equal(together[i], alone[0])
-    reversed_rows = noise.gumbel(noise.row_hash(key.flip(0), torch.full_like(key, step), stream), n)
+    reversed_rows = noise.uniform(noise.row_hash(key.flip(0), torch.full_like(key, step), stream), n)
     assert torch.equal(together, reversed_rows.flip(0))
-    more = noise.gumbel(noise.row_hash(key, torch.full_like(key, step), stream), n + 5)
+    more = noise.uniform(noise.row_hash(key, torch.full_like(key, step), stream), n + 5)
     assert torch.equal(together, more[:, :n])
 
 
@@ -84,17 +84,7 @@ def test_the_extreme_bits_give_neither_zero_nor_one():
     assert noise.uniform(lowest, 1).item() == 2**-24
     assert noise.uniform(highest, 1).item() == 1 - 2**-24
     extremes = torch.cat([lowest, highest])
-    assert noise.gumbel(extremes, 1).isfinite().all()
     assert noise.to_normal(noise.uniform(extremes, 1)).isfinite().all()
-
-
-def test_gumbel_argmax_samples_the_categorical():
-    logits = torch.tensor([2.0, 0.0, -1.0, 0.5])
-    n = 40000
-    drawn = (logits + noise.gumbel(words(n, seed=5), 4)).argmax(-1)
-    share = torch.bincount(drawn, minlength=4) / n
-    p = logits.softmax(-1)
-    assert ((share - p).abs() < 4.5 * (p * (1 - p) / n).sqrt()).all()
 
 
 def test_normal_has_the_normal_moments():
@@ -114,32 +104,24 @@ def test_the_bits_never_change():
         [4740207, 9440923, 648257],
     ]
     assert noise.uniform(word, 3).mul(2**24).tolist() == bits
-    # -1.335609, 1.0661937, 0.632541 and -2.0080471, 0.5496041, 0.2220832
-    assert noise.gumbel(word[:1], 3).view(torch.int32).tolist() == [[-1079315140, 1065908489, 1059188277]]
+    # -2.0080471, 0.5496041, 0.2220832
     normal = noise.to_normal(noise.uniform(word[:1], 3))
     assert normal.view(torch.int32).tolist() == [[-1073708072, 1057796827, 1046702532]]
 
 
 def test_parts_are_the_whole(monkeypatch):
-    drawn = [draw(words(30).view(5, 6), 7) for draw in (noise.uniform, noise.gumbel)]
+    whole = noise.uniform(words(30).view(5, 6), 7)
     monkeypatch.setattr(noise, "PART", 40)
-    assert torch.equal(drawn[0], noise.uniform(words(30).view(5, 6), 7))
-    assert torch.equal(drawn[1], noise.gumbel(words(30).view(5, 6), 7))
+    assert torch.equal(whole, noise.uniform(words(30).view(5, 6), 7))
 
 
-@pytest.mark.parametrize("draw", ["gumbel", "normal"])
-def test_any_library_rounds_to_the_same_bits(draw):
-    """All 2^23 of them: in units of one ulp a logarithm, how far fp64 is from the middle between two floats."""
+def test_any_library_rounds_a_normal_to_the_same_bits():
+    """All 2^23 of them: in units of one ulp of fp64, how far it is from the middle between two floats."""
     u = (torch.arange(2**23).double() + 0.5) * 2.0**-23
-    if draw == "gumbel":
-        exact = 2.0**-51 + -torch.log(-torch.log(u))
-        error = 2.0**-52 + 2.0**-52 * exact.abs()  # of the inner logarithm, of the outer one
-    else:
-        exact = torch.special.ndtri(u)  # not by erfinv, but by another formula
-        error = 20 * 2.0**-52 * exact.abs()
+    exact = torch.special.ndtri(u)  # not by erfinv, but by another formula
+    error = 20 * 2.0**-52 * exact.abs()
     rounded = exact.float()
-    convert = noise._uniform_to_gumbel if draw == "gumbel" else noise.to_normal
-    assert torch.equal(rounded, convert(u.float()))
+    assert torch.equal(rounded, noise.to_normal(u.float()))
     inf = torch.tensor(torch.inf)
     for side in (-inf, inf):
         middle = (rounded.double() + torch.nextafter(rounded, side).double()) / 2
@@ -156,12 +138,11 @@ def test_triton_hashes_to_the_same_words(stream):
 
 
 @pytest.mark.parametrize("shape,n", [((), 1), ((7,), 1), ((0,), 5), ((2, 3), 350), ((2, 0, 3), 4)])
-@pytest.mark.parametrize("draw", [noise.uniform, noise.gumbel])
-def test_triton_draws_the_same_bits(draw, shape, n):
+def test_triton_draws_the_same_bits(shape, n):
     word = words(max(1, math.prod(shape)))[: math.prod(shape)].view(shape)
-    assert torch.equal(draw(word, n, backend="triton"), draw(word, n))
+    assert torch.equal(noise.uniform(word, n, backend="triton"), noise.uniform(word, n))
     turned = word.movedim(0, -1) if shape else word  # not contiguous
-    assert torch.equal(draw(turned, n, backend="triton"), draw(turned, n))
+    assert torch.equal(noise.uniform(turned, n, backend="triton"), noise.uniform(turned, n))
 
 
 @pytest.mark.parametrize("axis", ["rows", "steps", "streams", "entries", "seeds"])
