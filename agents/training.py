@@ -18,6 +18,7 @@ from worldmodel.agents.checkpoint import load_trainer, save_actor_critic, save_t
 from worldmodel.agents.imagination import Dream, Imaginer, imagine
 from worldmodel.agents.returns import lambda_returns, step_weights
 from worldmodel.errors import UserError
+from worldmodel.interrupt import uninterrupted
 
 
 class DreamStarts(Protocol):
@@ -95,7 +96,8 @@ class AgentTrainer:
         bar = tqdm(total=updates, desc="agent", unit="update", disable=None)
         try:
             while done < (updates if updates is not None else float("inf")) and time.monotonic() < ends:
-                metrics = self.update(starts)
+                with uninterrupted():
+                    metrics = self.update(starts)
                 done += 1
                 bar.update()
                 shown = {"dream return": f"{metrics['return']:.3f}", "ended": f"{metrics['ended']:.0%}"}
@@ -161,7 +163,7 @@ class AgentTrainer:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         # What a killed run had drawn beyond its last checkpoint is drawn again.
-        return SummaryWriter(str(self.out / "tensorboard" / "agent"), purge_step=int(self.agent.updates))
+        return SummaryWriter(str(self.out / "tensorboard" / "agent"), purge_step=int(self.agent.updates) + 1)
 
 
 def agent_loss(agent: ActorCritic, dream: Dream) -> tuple[Tensor, dict[str, float]]:

@@ -266,6 +266,14 @@ class ModelConfig:
                 f"{self.observation.kind!r} has no half size"
             )
 
+    @property
+    def first_targets(self) -> tuple[str, ...]:
+        """Names of the targets that begin elsewhere than where they are to arrive."""
+        named = [("frame", self.frame.chunks_first)]
+        named += [(f"frame.beside.{i}", part.chunks_first) for i, part in enumerate(self.frame.beside)]
+        chunks = tuple(f"{name}.chunks_first" for name, first in named if first)
+        return chunks + tuple(f"causal.{i}.extra_first" for i, stage in enumerate(self.causal) if stage.extra_first)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, ready for JSON."""
         return dataclasses.asdict(self)

@@ -26,6 +26,7 @@ from worldmodel.batch import Batch
 from worldmodel.checkpoint import MODEL_FILE, remove_unfinished, save_weights, write_atomically
 from worldmodel.errors import UserError
 from worldmodel.frames import FrameStage
+from worldmodel.interrupt import uninterrupted
 from worldmodel.losses import LossConfig, picture_loss, world_model_loss
 from worldmodel.model import WorldModel
 from worldmodel.router import Threshold
@@ -92,7 +93,8 @@ class Trainer:
         seed: of all noise.
 
     Raises:
-        ValueError: chunks are to be handed over to a router, but the model has none, or it does not learn by then.
+        ValueError: chunks are to be handed over to a router, but the model has none, or it does not learn by then; or
+            targets are to move, but it is not said in how many updates.
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class Trainer:
         self.model, self.batches, self.run, self.seed = model, batches, Path(run), seed
         self.config = config or TrainConfig()
         self.update = 0
+        if not self.config.anneal and (moving := model.config.first_targets):
+            raise ValueError(f"{moving[0]} is where a target begins: say with training.anneal when it arrives")
         if self.config.stride_first:
             model.frame_stage.cutting.hold_stride(True)
             if self.settles and self.config.stride_first >= self.config.pictures_first:
@@ -152,7 +156,8 @@ class Trainer:
             raise ValueError("say when to stop: updates, minutes or both")
         device = self.model.device
         began, frames, since = time.monotonic(), 0, time.monotonic()
-        writer = SummaryWriter(str(self.run / "tensorboard" / "model"), purge_step=self.update or None)
+        # What a killed run had drawn beyond its last checkpoint is drawn again.
+        writer = SummaryWriter(str(self.run / "tensorboard" / "model"), purge_step=self.update + 1)
         bar = tqdm(total=updates, initial=self.update, unit="update", desc="train", disable=not progress)
         source = iter(self.batches)
         self.model.train()
@@ -160,8 +165,9 @@ class Trainer:
             while updates is None or self.update < updates:
                 if minutes is not None and time.monotonic() - began > 60 * minutes:
                     break
-                batch = next(source).to(device)
-                notes = self.step(batch)
+                with uninterrupted():
+                    batch = next(source).to(device)
+                    notes = self.step(batch)
                 frames += batch.index.numel()
                 bar.update()
                 if self.update % self.config.log_every == 0:

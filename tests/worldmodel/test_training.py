@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from moving_dot import CONFIG, FRAMES, GOAL, PLACES, Ring
 from small_models import CONFIGS, EXTRA, random_batch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from worldmodel.batch import Batch
 from worldmodel.checkpoint import load_model, save_config
@@ -163,19 +165,28 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(everything(unbroken), everything(resumed), strict=True))
 
 
-class Interrupted(Ring):
-    """Ctrl-C while a batch is made."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        for _ in range(7):
-            yield self.sample()
-        raise KeyboardInterrupt
-
-
-def test_ctrl_c_keeps_all_updates(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["batch", "gradient", "weights"])
+def test_ctrl_c_in_the_middle_of_an_update_leaves_it_whole(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = TrainConfig(batch_size=2, length=8, pictures_first=3, save_every=10**6)
-    with pytest.raises(KeyboardInterrupt):
-        trainer(tmp_path / "broken", Interrupted(), config=config).train(updates=12, progress=False)
+    broken = trainer(tmp_path / "broken", config=config)
+    owner, name = {
+        "batch": (broken.batches, "sample"),
+        "gradient": (torch.nn.utils, "clip_grad_norm_"),
+        "weights": (broken.optimizer, "step"),
+    }[where]
+    original = getattr(owner, name)
+
+    def pressed(*args: Any, **kwargs: Any) -> Any:
+        if broken.update == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, pressed)
+        with pytest.raises(KeyboardInterrupt):
+            broken.train(updates=12, progress=False)
     resumed = trainer(tmp_path / "broken", config=config)
     resumed.resume()
     assert resumed.update == 7
@@ -183,6 +194,21 @@ def test_ctrl_c_keeps_all_updates(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole", config=config)
     whole.train(updates=12, progress=False)
     assert all(torch.equal(a, b) for a, b in zip(everything(whole), everything(resumed), strict=True))
+
+
+def test_a_resumed_run_draws_each_point_of_its_curves_once(tmp_path: Path) -> None:
+    config = TrainConfig(batch_size=2, length=8, pictures_first=0, log_every=1, save_every=2)
+    killed = trainer(tmp_path, config=config)
+    killed.train(updates=2, progress=False)
+    saved = (tmp_path / "trainer.pt").read_bytes()
+    killed.train(updates=3, progress=False)
+    (tmp_path / "trainer.pt").write_bytes(saved)  # as if it had died behind update 3, without a word
+    resumed = trainer(tmp_path, config=config)
+    resumed.resume()
+    resumed.train(updates=4, progress=False)
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "model"))
+    events.Reload()
+    assert [point.step for point in events.Scalars("loss/reconstruction")] == [1, 2, 3, 4]
 
 
 class Poisoned(Ring):
