@@ -17,6 +17,7 @@ import tyro
 from worldmodel.errors import UserError
 from worldmodel.kernels.backend import MissingBackend
 from worldmodel.scripts import collect, demo, dream, evaluate, import_npz, show, train
+from worldmodel.scripts.options import require_seed
 
 Command = (
     Annotated[collect.Collect, tyro.conf.subcommand("collect")]
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     module = MODULES[type(args)]
     try:
+        require_seed(args)
         module.run(args)
     except (UserError, MissingBackend) as error:
         return _fail(str(error), 2)

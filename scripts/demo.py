@@ -61,8 +61,10 @@ def run(args: Demo) -> None:
     require_positive(args, "steps", "train_minutes", "dream_minutes", "episodes", "windows")
     from worldmodel.checkpoint import write_atomically
     from worldmodel.envs.collect import collect
+    from worldmodel.envs.make import spec_of
     from worldmodel.envs.store import EpisodeStore
 
+    spec_of(args.env)  # what cannot be made is refused before a folder is
     progress = Progress(args.out, PRODUCTS, {"env": args.env, "seed": args.seed, "steps": args.steps})
     common: dict[str, Any] = {"seed": args.seed, "device": args.device}
     data, report = args.out / "data", args.out / "evaluation.json"

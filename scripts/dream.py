@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from worldmodel.errors import UserError
 from worldmodel.scripts.options import (
@@ -13,6 +15,7 @@ from worldmodel.scripts.options import (
     MaybeFloat,
     MaybeInt,
     MaybePath,
+    begun_seed,
     choose_device,
     given,
     require_positive,
@@ -25,7 +28,9 @@ if TYPE_CHECKING:
     from worldmodel.model import WorldModel
     from worldmodel.state import DreamState
 
+RECORD_FILE = "dreaming.json"  # how the agent was begun: what --resume goes on with
 DEFAULT_MINUTES = 5.0
+DEFAULT_STARTS = 1024
 BURN_IN_ROWS = 256  # contexts burnt in side by side
 
 
@@ -33,7 +38,8 @@ BURN_IN_ROWS = 256  # contexts burnt in side by side
 class Dream(Common):
     """Train an agent in a run's world model.
 
-    Dreams begin at moments of the episodes that the model was trained on. Ctrl-C saves; --resume goes on.
+    Dreams begin at moments of the episodes that the model was trained on. Ctrl-C saves; --resume goes on exactly where
+    it stopped, and options that are not given again stay as they were.
     """
 
     run: Path
@@ -46,8 +52,8 @@ class Dream(Common):
     """Stop after so many minutes of this call; 5 if --updates is not given either."""
     resume: bool = False
     """Go on with the run's agent."""
-    starts: int = 1024
-    """Moments to begin at, half of them beginnings of episodes."""
+    starts: MaybeInt = None
+    """Moments to begin at, half of them beginnings of episodes; 1024 if not given."""
     dreams: MaybeInt = None
     """Dreams side by side in an update; 256 if not given."""
     horizon: MaybeInt = None
@@ -72,6 +78,8 @@ def run(args: Dream) -> None:
 
 def go_on(args: Dream) -> str:
     """What to do after Ctrl-C."""
+    if not (args.run / "agent_trainer.pt").exists():
+        return "Nothing was learned yet: the same command begins again."
     return f"The agent in {args.run} is saved; give --resume to go on."
 
 
@@ -91,13 +99,19 @@ def train_agent(args: Dream) -> int:
     if args.resume and not begun:
         raise UserError(f"{args.run} holds no agent that could be resumed: run without --resume")
     model = load_model(args.run, device)
-    torch.manual_seed(args.seed)
-    agent = ActorCritic(model.feature_width, model.config.action, _agent_config(args)).to(device)
-    trainer = AgentTrainer(model, agent, args.run, seed=args.seed, resume=args.resume)
+    record = _read_record(args.run) if args.resume else {}
+    seed = begun_seed(args, record, args.run)
+    config = _agent_config(args, record)
+    torch.manual_seed(seed)
+    agent = ActorCritic(model.feature_width, model.config.action, config).to(device)
+    trainer = AgentTrainer(model, agent, args.run, seed=seed, resume=args.resume)
     more = None if args.updates is None else args.updates - int(agent.updates)
     if more is None or more > 0:
         minutes = DEFAULT_MINUTES if more is None and args.minutes is None else args.minutes
-        starts = start_states(model, args.run, args.data, args.starts, args.seed)
+        data = args.data or (args.run / record["data"] if record.get("data") else None)
+        count = args.starts or record.get("starts", DEFAULT_STARTS)
+        starts = start_states(model, args.run, data, count, seed)
+        _write_record(args.run, seed=seed, data=data, starts=count, config=config.to_dict())
         try:
             trainer.train(starts, updates=more, minutes=minutes)
         except KeyboardInterrupt:
@@ -146,11 +160,44 @@ def start_states(model: WorldModel, run: Path, data: Path | None, count: int, se
     return DreamState.cat(states)
 
 
-def _agent_config(args: Dream) -> AgentConfig:
+def _read_record(run: Path) -> dict[str, Any]:
+    """What `dreaming.json` says; nothing if there is none, as with older agents.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    from worldmodel.agents.actor_critic import AgentConfig
+
+    path = run / RECORD_FILE
+    try:
+        content = json.loads(path.read_text())
+        data = None if content["data"] is None else str(content["data"])
+        numbers = {name: int(content[name]) for name in ("seed", "starts")}
+        return {**numbers, "data": data, "config": AgentConfig.from_dict(content["config"])}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): delete it, and give the options of dreaming again") from error
+
+
+def _write_record(run: Path, *, data: Path | None, **begun: Any) -> None:
+    from worldmodel.checkpoint import write_atomically
+
+    # Relative, so that a run and its data can be moved together.
+    content = {"format_version": 1, "data": None if data is None else os.path.relpath(data, run), **begun}
+    write_atomically(run / RECORD_FILE, json.dumps(content, indent=1).encode())
+
+
+def _agent_config(args: Dream, record: dict[str, Any]) -> AgentConfig:
     """The resumed agent's config, or the usual one, with the options that are given."""
     from worldmodel.agents.actor_critic import AgentConfig
     from worldmodel.agents.checkpoint import AGENT_FILE, load_actor_critic
 
-    known = args.resume and (args.run / AGENT_FILE).exists()
-    config = load_actor_critic(args.run).config if known else AgentConfig()
+    if not args.resume:
+        config = AgentConfig()
+    elif "config" in record:
+        config = record["config"]
+    else:
+        known = (args.run / AGENT_FILE).exists()
+        config = load_actor_critic(args.run).config if known else AgentConfig()
     return replace(config, **given(args, AgentConfig))

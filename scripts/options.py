@@ -60,6 +60,28 @@ def require_positive(args: Common, *names: str) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value}")
 
 
+def require_seed(args: Common) -> None:
+    """Refuse a seed that not everything here can be drawn from.
+
+    Raises:
+        UserError: saying which can.
+    """
+    if not 0 <= args.seed < 2**31:
+        raise UserError(f"--seed must be between 0 and {2**31 - 1}, not {args.seed}")
+
+
+def begun_seed(args: Common, record: dict[str, Any], folder: Path) -> int:
+    """The seed that the record of a run names, if there is one: it holds without being given again.
+
+    Raises:
+        UserError: another one is given.
+    """
+    seed = int(record.get("seed", args.seed))
+    if args.seed not in (0, seed):
+        raise UserError(f"{folder} was begun with --seed {seed}, not {args.seed}: leave it out to resume")
+    return seed
+
+
 def given(args: Common, cls: type) -> dict[str, Any]:
     """Those options (not None) that have the name of a field of the dataclass `cls`."""
     return {f.name: v for f in fields(cls) if (v := getattr(args, f.name, None)) is not None}

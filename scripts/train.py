@@ -19,6 +19,7 @@ from worldmodel.scripts.options import (
     MaybeInt,
     MaybePath,
     MaybeStr,
+    begun_seed,
     choose_device,
     given,
     require_positive,
@@ -108,6 +109,8 @@ def run(args: Train) -> None:
 
 def go_on(args: Train) -> str:
     """What to do after Ctrl-C."""
+    if not (args.out / "trainer.pt").exists():
+        return "Nothing was learned yet: the same command begins again."
     return f"{args.out} is saved; give --resume to go on."
 
 
@@ -127,6 +130,7 @@ def train(args: Train, store: EpisodeStore) -> int:
     # What was begun is gone on with, also if it was killed before the first checkpoint.
     resuming = args.resume and (args.out / "trainer.pt").exists()
     record = read_record(args.out) if args.resume else {}
+    seed = begun_seed(args, record, args.out)
     grown_from = _grown_from(args, record)
     config = _resumed_config(args, store) if args.resume else _new_config(args, store)
     pictures = {"pictures_first": GROWN_PICTURES} if grown_from else {}
@@ -140,7 +144,7 @@ def train(args: Train, store: EpisodeStore) -> int:
     if (longest := max(table.begin[1:] - table.begin[:-1])) < 2:
         raise UserError(f"the episodes in {args.data} have no steps to learn from (the longest has {longest} frame)")
 
-    torch.manual_seed(args.seed)
+    torch.manual_seed(seed)
     try:
         if grown_from is not None and not resuming:
             model = load_model(grown_from, device).grow()
@@ -150,22 +154,20 @@ def train(args: Train, store: EpisodeStore) -> int:
         raise UserError(f"such a model cannot be built: {error}") from error
     if any(modality.kind == "vector" for modality in config.observation.modalities):
         model.frame_stage.patches.fit(torch.from_numpy(table.frames).to(device))
-    batches = Segments.for_training(table, config, training, seed=args.seed)
+    batches = Segments.for_training(table, config, training, seed=seed)
     try:
-        trainer = Trainer(model, batches, args.out, training, seed=args.seed)
+        trainer = Trainer(model, batches, args.out, training, seed=seed)
     except ValueError as error:
         raise UserError(f"it cannot be trained so: {error}") from error
     # Before the config: what is found with a config but no checkpoint is begun again, and must know from which run.
-    _write_record(args, _preset(args, record, grown_from), options, grown_from)
+    _write_record(args, seed, _preset(args, record, grown_from), options, grown_from)
     if resuming:
         trainer.resume()
     else:
-        save_contexts(args.out / CONTEXTS_FILE, choose_contexts(table, seed=args.seed))
+        save_contexts(args.out / CONTEXTS_FILE, choose_contexts(table, seed=seed))
         save_config(args.out, config, store.environment)
     minutes = DEFAULT_MINUTES if args.updates is None and args.minutes is None else args.minutes
-    trainer.train(
-        updates=args.updates, minutes=minutes, report=Reporter(table, args.seed), report_every=args.report_every
-    )
+    trainer.train(updates=args.updates, minutes=minutes, report=Reporter(table, seed), report_every=args.report_every)
     return trainer.update
 
 
@@ -179,6 +181,7 @@ def read_record(run: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         record = {"data": str(content["data"]), "preset": content["preset"], "options": dict(content["options"])}
+        record |= {"seed": int(content["seed"])} if "seed" in content else {}  # older ones do not say
         return record | ({"grow": str(content["grow"])} if "grow" in content else {})
     except FileNotFoundError:
         return {}
@@ -186,12 +189,12 @@ def read_record(run: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error!r}): delete it, and give the options of training again") from error
 
 
-def _write_record(args: Train, preset: str, options: dict[str, Any], grown_from: Path | None) -> None:
+def _write_record(args: Train, seed: int, preset: str, options: dict[str, Any], grown_from: Path | None) -> None:
     from worldmodel.checkpoint import write_atomically
 
     # Relative, so that a run and its data can be moved together.
     data = os.path.relpath(args.data, args.out)
-    content = {"format_version": 1, "data": data, "preset": preset, "options": options}
+    content = {"format_version": 1, "data": data, "seed": seed, "preset": preset, "options": options}
     if grown_from is not None:
         content["grow"] = os.path.relpath(grown_from, args.out)
     write_atomically(args.out / RECORD_FILE, json.dumps(content, indent=1).encode())

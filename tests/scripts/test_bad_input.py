@@ -44,7 +44,13 @@ def test_truncated_file_of_a_run(name, copy, fails):
 
 
 @pytest.mark.parametrize(
-    "name, command", [("trainer.pt", "train"), ("training.json", "train"), ("agent_trainer.pt", "dream")]
+    "name, command",
+    [
+        ("trainer.pt", "train"),
+        ("training.json", "train"),
+        ("agent_trainer.pt", "dream"),
+        ("dreaming.json", "dream"),
+    ],
 )
 def test_truncated_file_on_resume(name, command, copy, fails):
     path = copy / "run" / name
@@ -91,6 +97,8 @@ def test_options_that_no_model_can_have(made, tmp_path, fails):
     fails([*argv, "--learning-rate", -1], "--learning-rate")
     fails([*argv, "--device", "abacus"], "--device abacus")
     fails(["evaluate", "--run", made / "run", "--realign", -1], "--realign", "-1")
+    fails([*argv, "--seed", -1], "--seed", "-1")
+    fails(["collect", "--env", "CartPole-v1", "--steps", 9, "--out", tmp_path / "data", "--seed", 2**31], "--seed")
     fails(["collect", "--env", "CartPole-v1", "--steps", 0, "--out", tmp_path / "data"], "--steps")
 
 
@@ -154,6 +162,9 @@ def test_settings_that_are_none(made, tmp_path, fails):
     fails([*argv, "--set", "training.averag=0.9"], "training.averag", "training.average")
     fails([*argv, "--set", "training.losses.ratio=much"], "training.losses.ratio", "'much'")
     fails([*argv, "--set", "training.stride_first=5"], "nothing to hand over to", "'stride'")
+    fails([*argv, "--set", "causal.0.extra=3"], "causal.0.extra=3", "causal.0.max_extra=2")
+    fails([*argv, "--set", "main.loop.layers=T1", "--set", "main.loop.loops=32"], "main.loop.max_loops=16")
+    fails([*argv, "--boundary", "learned", "--set", "frame.chunks_first=6"], "frame.chunks_first", "training.anneal")
     fails([*argv, "--chunks", "3", "--set", "frame.chunks=4"], "--chunks", "same setting")
     fails([*argv, "--end-share", "0.1", "--set", "training.end_share=0.2"], "--end-share", "same setting")
     assert not (tmp_path / "run").exists()

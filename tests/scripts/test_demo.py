@@ -98,6 +98,11 @@ def test_a_killed_stage_has_taken_as_long_as_its_files_say(tmp_path):
     assert Progress(tmp_path, PRODUCTS, {"seed": 0}).minutes["one"] == pytest.approx(1.0, abs=0.1)
 
 
+def test_an_unknown_environment_leaves_no_folder(tmp_path, fails):
+    fails(["demo", "--env", "Typo-v0", "--out", tmp_path / "demo"], "Typo")
+    assert not (tmp_path / "demo").exists()
+
+
 def test_folders_that_hold_something_else(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="no demo"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import torch
 
 from worldmodel.agents.training import AgentTrainer
 from worldmodel.checkpoint import load_config
+from worldmodel.envs.segments import FrameTable
 from worldmodel.scripts.cli import main
 
 SMALL = ("--batch-size", "2", "--length", "8", "--pictures-first", "1", "--device", "cpu")
@@ -49,7 +52,7 @@ def test_settings_hold_without_being_given_again(made, tmp_path):
 
 def test_a_resumed_agent_counts_on(copy):
     run = str(copy / "run")
-    assert main(["dream", "--run", run, "--resume", "--updates", "4", "--starts", "8", "--device", "cpu"]) == 0
+    assert main(["dream", "--run", run, "--resume", "--updates", "4", "--device", "cpu"]) == 0
     agent = safetensors.torch.load_file(copy / "run" / "agent.safetensors")
     assert agent["updates"] == 4
     (copy / "run" / "agent.safetensors").unlink()
@@ -57,6 +60,35 @@ def test_a_resumed_agent_counts_on(copy):
     assert main(["dream", "--run", run, "--updates", "4", *BRIEF]) == 0
     unbroken = safetensors.torch.load_file(copy / "run" / "agent.safetensors")
     assert all(torch.equal(agent[key], unbroken[key]) for key in agent)
+
+
+def test_the_seed_and_the_moments_hold_without_being_given_again(copy, fails):
+    agents = []
+    for name, calls in (("broken", ("1", "3")), ("whole", ("3",))):
+        run, data = copy / name, copy / "beside"
+        shutil.copytree(copy / "run", run)
+        shutil.copytree(copy / "data", data, dirs_exist_ok=True)
+        for file in ("agent.safetensors", "agent_trainer.pt", "dreaming.json"):
+            (run / file).unlink()
+        argv = ["dream", "--run", str(run), "--device", "cpu"]
+        begun = ["--seed", "3", "--starts", "12", "--dreams", "4", "--horizon", "3", "--data", str(data)]
+        assert main([*argv, *begun, "--updates", calls[0]]) == 0
+        for updates in calls[1:]:
+            assert main([*argv, "--resume", "--updates", updates]) == 0
+        agents.append(safetensors.torch.load_file(run / "agent.safetensors"))
+    assert all(torch.equal(value, agents[1][name]) for name, value in agents[0].items())
+    fails([*argv, "--resume", "--seed", "4"], "begun with --seed 3, not 4")
+
+
+def test_the_seed_of_a_run_that_was_killed_before_it_saved(made, tmp_path):
+    argv = ["train", "--data", str(made / "data"), *SMALL, "--updates", "1"]
+    runs = [tmp_path / "killed", tmp_path / "whole"]
+    for run in runs:
+        assert main([*argv, "--out", str(run), "--seed", "7"]) == 0
+    for name in ("trainer.pt", "world_model.safetensors"):
+        (runs[0] / name).unlink()
+    assert main([*argv, "--out", str(runs[0]), "--resume"]) == 0
+    assert same(*runs, "world_model.safetensors")
 
 
 def test_enough_updates_are_enough(copy):
@@ -112,11 +144,28 @@ def test_ctrl_c_in_dreams_keeps_the_agent(copy, monkeypatch, capsys):
 
     def interrupted(self, starts):
         if int(self.agent.updates) == 4:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)  # which waits for the end of the update
         return update(self, starts)
 
     monkeypatch.setattr(AgentTrainer, "update", interrupted)
     argv = ["dream", "--run", str(copy / "run"), "--resume", "--starts", "8", "--device", "cpu"]
     assert main([*argv, "--updates", "9"]) == 130
     assert "--resume" in capsys.readouterr().err
-    assert safetensors.torch.load_file(copy / "run" / "agent.safetensors")["updates"] == 4
+    assert safetensors.torch.load_file(copy / "run" / "agent.safetensors")["updates"] == 5
+
+
+@pytest.mark.parametrize("command", ["train", "dream"])
+def test_ctrl_c_before_anything_is_learned_says_so(command, copy, monkeypatch, capsys):
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FrameTable, "from_store", pressed)
+    for name in ("agent.safetensors", "agent_trainer.pt"):
+        (copy / "run" / name).unlink()
+    where = (
+        ["--data", str(copy / "data"), "--out", str(copy / "new")]
+        if command == "train"
+        else ["--run", str(copy / "run")]
+    )
+    assert main([command, *where, "--device", "cpu"]) == 130
+    assert "begins again" in capsys.readouterr().err
