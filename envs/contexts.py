@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def load_contexts(path: str | Path) -> Contexts:
             return Contexts(**{f.name: known[f.name] for f in fields(Contexts)})
     except FileNotFoundError:
         raise UserError(f"{path} is missing; a dream begins at the contexts that training stores there") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged and cannot be read: {error}") from error
 
 

@@ -168,7 +168,7 @@ class Scored:
 
 def _scale(spec: ObservationSpec, frames: np.ndarray) -> float | np.ndarray:
     """A vector's entries have no common range: each is measured by its own, as far as the test set goes."""
-    return np.maximum(np.ptp(frames, axis=0), 1e-6) if spec.kind == "vector" else spec.scale
+    return np.maximum(np.ptp(frames, axis=0), 1e-6) if spec.kind == "vector" else spec.value_range
 
 
 def _score_each(

@@ -197,7 +197,7 @@ class Segments:
             loose=training.loose,
             mix=training.mix,
             spec=model.observation,
-            grain=model.frame.patch,
+            grain=model.frame.patch << model.frame.grown,
         )
 
     def __iter__(self) -> Iterator[Batch]:

@@ -18,6 +18,7 @@ from worldmodel.specs import ActionSpec, ObservationSpec
 
 MOST_CHOICES = 10_000  # of one observation: each is a byte of a frame
 SMALLEST_IMAGE = 16  # sides below this many pixels are cells of a symbolic grid
+FURTHEST = 1e-3  # from 1: how near an action without bounds comes, which is then 1,000
 MINIGRID_CODES = 10  # MiniGrid declares its grids as 0..255, but its largest object code is 10
 
 
@@ -168,8 +169,8 @@ def to_model_action(space: Space, actions: np.ndarray) -> np.ndarray:
         actions: `(..., *space.shape)`, any leading axes.
 
     Returns:
-        `(..., *action_spec(space).shape)`: int64 choices counted from 0, or float32 in [-1, 1]. Box entries without
-        bounds pass as they are.
+        `(..., *action_spec(space).shape)`: int64 choices counted from 0, or float32 in [-1, 1]: a box's entries by
+        their bounds, x without bounds as x / (1 + |x|).
     """
     actions = np.asarray(actions)
     lead = actions.shape[: actions.ndim - len(space.shape or ())]
@@ -178,9 +179,9 @@ def to_model_action(space: Space, actions: np.ndarray) -> np.ndarray:
     if isinstance(space, MultiDiscrete):
         return (actions.astype(np.int64) - space.start).reshape(*lead, -1)
     assert isinstance(space, Box), space
-    middle, half = _middle_and_half(space)
-    clipped = np.clip(actions, space.low, space.high)
-    return ((clipped - middle) / half).astype(np.float32).reshape(*lead, -1)
+    middle, half, bounded = _middle_and_half(space)
+    x = (np.clip(actions, space.low, space.high) - middle) / half
+    return np.where(bounded, x, x / (1 + np.abs(x))).astype(np.float32).reshape(*lead, -1)
 
 
 def from_model_action(space: Space, actions: np.ndarray) -> np.ndarray:
@@ -193,13 +194,14 @@ def from_model_action(space: Space, actions: np.ndarray) -> np.ndarray:
     if isinstance(space, MultiDiscrete):
         return actions.astype(np.int64) + space.start
     assert isinstance(space, Box), space
-    middle, half = _middle_and_half(space)
-    return np.clip(actions * half + middle, space.low, space.high).astype(space.dtype)
+    middle, half, bounded = _middle_and_half(space)
+    x = np.where(bounded, actions, actions / np.maximum(1 - np.abs(actions), FURTHEST))
+    return np.clip(x * half + middle, space.low, space.high).astype(space.dtype)
 
 
-def _middle_and_half(space: Box) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and half width of each entry; 0 and 1 where the entry has no bounds or no width."""
+def _middle_and_half(space: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centre and half width of each entry, 0 and 1 where the entry has no bounds or no width; and where it has."""
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     scaled = np.isfinite(low) & np.isfinite(high) & (high > low)
     low, high = np.where(scaled, low, -1.0), np.where(scaled, high, 1.0)
-    return (low + high) / 2, (high - low) / 2
+    return (low + high) / 2, (high - low) / 2, scaled

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ def _read(folder: Path, wanted: dict[str, Any]) -> TestSet | None:
             with np.load(folder / "seen_ground.npz") as arrays:
                 shape = tuple(arrays["shape"])
                 shown = np.unpackbits(arrays["bits"], count=int(np.prod(shape))).reshape(shape).astype(bool)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, UserError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, UserError):
         return None
     if table.num_episodes != len(succeeding) or (shown is not None and len(shown) != len(table)):
         return None

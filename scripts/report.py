@@ -41,7 +41,7 @@ class Reporter:
         real = truth(self.table, windows)
         dream, seen = open_loop(model, state, self.table, windows), closed_loop(model, state, self.table, windows)
         for (part, dreamed), (_, true) in zip(modalities_of(spec, dream.frames), modalities_of(spec, real.frames)):
-            error = np.abs(dreamed.astype(np.float32) - true).mean() / part.scale
+            error = np.abs(dreamed.astype(np.float32) - true).mean() / part.value_range
             writer.add_scalar(f"open_loop/error{part.name and '_' + part.name}", float(error), update)
         writer.add_scalar("chunks/open_loop", dream.chunks, update)
         writer.add_scalar("chunks/closed_loop", seen.chunks, update)

@@ -58,7 +58,7 @@ class Patches(nn.Module):
         if self.spec.kind == "vector":
             values = observations.float().view(-1, self.H, 1, 1)
             self.offset.copy_(values.mean(0))
-            self.scale.copy_(values.std(0).clamp(min=1e-3))
+            self.scale.copy_(values.std(0, correction=0).clamp(min=1e-3))  # not NaN where there is one alone
 
     def forward(self, frames: Tensor) -> Tensor:
         """`(n, *shape)` to `(n, P, V)`."""

@@ -60,6 +60,11 @@ class ObservationSpec:
         return math.prod(self.shape) * (1 if self.dtype == "uint8" else 4)
 
     @property
+    def value_range(self) -> float:
+        """How far apart two values of it can lie, which is what errors are measured by."""
+        return 1.0 if self.kind == "choice" else self.scale  # the model sees a one larger than it is
+
+    @property
     def modalities(self) -> tuple[ObservationSpec, ...]:
         """The parts of a record; any other observation is its own only one."""
         return self.parts or (self,)

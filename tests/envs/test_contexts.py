@@ -101,6 +101,7 @@ def test_burning_in_ends_at_the_time_of_the_last_frame(table, model):
         (lambda b: b[:100], "damaged"),
         (lambda b: b"", "damaged"),
         (lambda b: b"x", "damaged"),
+        (lambda b: b[:60] + bytes(255 - x for x in b[60:90]) + b[90:], "damaged"),  # the beginning of what is packed
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path, table, damage, message):

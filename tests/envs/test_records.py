@@ -200,6 +200,7 @@ def test_fidelity_tells_modalities_apart_and_pictures_are_drawn(compass: str, tm
     )["horizons"]["1"]
     assert scored["frames"]["truth"]["all"]["exact"] == 1 and scored["frames"]["turned"]["all"]["exact"] == 0
     assert scored["modalities"]["image"]["turned"]["all"]["exact"] == 1
+    assert scored["modalities"]["direction"]["turned"]["all"]["error"] == 0.5  # two of four numbers, wrong by one
     files = draw_dreams(world.model, test_set, tmp_path / "pictures", count=1, context=3, steps=3)
     assert all(path.stat().st_size > 1000 for path in files)
     assert to_rgb(test_set.table.frames, spec).shape == (len(test_set.table.frames), 56, 56, 3)

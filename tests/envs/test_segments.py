@@ -1,9 +1,11 @@
 import itertools
+from dataclasses import replace
 
 import last_action_env
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Discrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from last_action_env import NO_ACTION, shown_action, shown_tag, shown_time
@@ -16,7 +18,9 @@ from worldmodel.envs.segments import FrameTable, Segments
 from worldmodel.envs.spaces import observation_spec
 from worldmodel.envs.store import EpisodeStore
 from worldmodel.errors import UserError
-from worldmodel.specs import ObservationSpec
+from worldmodel.presets import preset
+from worldmodel.specs import ActionSpec, ObservationSpec
+from worldmodel.training import TrainConfig
 
 SHOWN = observation_spec(last_action_env.LastActionEnv.observation_space)
 
@@ -111,6 +115,21 @@ def is_rectangle(mask):
 def contiguous(flags):
     where = np.flatnonzero(flags)
     return bool((np.diff(where) == 1).all())
+
+
+def test_pieces_never_cut_through_the_patches_of_a_model_that_has_grown():
+    config = preset("tiny", ObservationSpec(shape=(64, 96, 3)), ActionSpec())
+    config = replace(config, frame=replace(config.frame, grown=1))
+    frames = np.full((3, 64, 96, 3), np.arange(3)[:, None, None, None], dtype=np.uint8)
+    episode = Episode(frames, np.zeros(2, int), np.zeros(2, np.float32), False, True)
+    table = FrameTable.from_episodes([episode], Discrete(2))
+    training = TrainConfig(batch_size=1, length=2, loose=40, mix=1.0)
+    batch = Segments.for_training(table, config, training).sample()
+    loose = batch.frames[int(batch.index.max()) + 1 :].numpy()
+    assert any(len(np.unique(frame)) == 2 for frame in loose)
+    patch = 2 * config.frame.patch
+    cells = loose.reshape(len(loose), 64 // patch, patch, 96 // patch, patch, 3)
+    assert (cells == cells[:, :, :1, :, :1, :1]).all()
 
 
 def test_equal_frames_are_kept_once():

@@ -67,6 +67,12 @@ def test_vectors_are_normalised_by_the_data_and_constant_entries_survive():
     torch.testing.assert_close(patches.inverse(patches(data)), data, rtol=1e-4, atol=1e-4)
 
 
+def test_one_vector_alone_can_be_fitted():
+    patches = Patches(ObservationSpec(shape=(2,), dtype="float32", kind="vector", scale=1.0), 1)
+    patches.fit(torch.tensor([[3.0, -1.0]]))
+    assert patches(torch.tensor([[3.0, -1.0]])).flatten().tolist() == [0, 0]
+
+
 def test_chunks_from_starts():
     chunks = Chunks.at(torch.tensor([[0, 2, 5], [0, 3, 0]]), torch.tensor([[True, True, True], [True, True, False]]), 6)
     assert chunks.of_patch.tolist() == [[0, 0, 1, 1, 1, 2], [0, 0, 0, 1, 1, 1]]
