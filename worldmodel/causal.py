@@ -42,7 +42,7 @@ class CausalStage(nn.Module):
         level: which of the causal stages this is, 0 the outermost.
 
     Raises:
-        ValueError: its router is to start more chunks than there are tokens.
+        ValueError: its router is to start more chunks than there are tokens, or than its cap lets it.
     """
 
     def __init__(self, config: ModelConfig, latent_width: int, tokens: tuple[float, float], level: int = 0) -> None:
@@ -88,6 +88,11 @@ class CausalStage(nn.Module):
                 raise ValueError(
                     f"causal.{level}.extra={max(causal.extra, causal.extra_first):g} is too many: of a frame {free:g} "
                     f"tokens reach that stage{' beside F_t' * self.frame_boundary}, and fewer should start a chunk"
+                )
+            if causal.extra > causal.max_extra:
+                raise ValueError(
+                    f"causal.{level}.extra={causal.extra:g} is the mean of what causal.{level}.max_extra="
+                    f"{causal.max_extra} caps: raise the cap"
                 )
             self.router = Router(causal.width, rate=self._rate(causal.extra, tokens[0]))
         self.smoothed_width = self.inner.width if causal.cut_off else causal.width

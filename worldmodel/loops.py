@@ -72,11 +72,16 @@ class LoopedCore(Core):
         loops: what `set_loops` said.
 
     Raises:
-        ValueError: the core has no layers, or its attention does not fit the width.
+        ValueError: the core has no layers, its attention does not fit the width, or `loops` is above `max_loops`.
     """
 
     def __init__(self, config: LoopConfig, width: int, *, heads: int, window: int) -> None:
         super().__init__(config, width, heads=heads, window=window)
+        if config.loops > config.max_loops:
+            raise ValueError(
+                f"main.loop.loops={config.loops:g} is the mean of what main.loop.max_loops={config.max_loops} caps: "
+                "raise the cap"
+            )
         self.config, self.heads, self.window = config, heads, window
         self.loops: float | None = None
 

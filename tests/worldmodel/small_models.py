@@ -61,7 +61,7 @@ CONFIGS = {
     ),
     "learned": LEARNED,
     "extra": EXTRA,
-    "stride_extra": replace(STRIDE, causal=(replace(STRIDE.causal[0], extra=1.5, max_extra=1),)),
+    "stride_extra": replace(STRIDE, causal=(replace(STRIDE.causal[0], extra=1.0, max_extra=1),)),
     "none": replace(STRIDE, frame=replace(STRIDE.frame, boundary="none", patch=6)),
     "change": replace(LEARNED, frame=replace(LEARNED.frame, boundary="change", order="hilbert")),
     "random": replace(LEARNED, frame=replace(LEARNED.frame, boundary="random")),

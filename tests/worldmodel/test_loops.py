@@ -28,7 +28,7 @@ ANY = st.builds(
     LoopConfig,
     layers=st.sampled_from(["t1", "T1", "T1t1"]),
     loops=st.floats(1, 5),
-    max_loops=st.integers(3, 6),
+    max_loops=st.integers(5, 6),
     spread=st.just(0.0),
     backprop=st.integers(1, 6),
     certainty=st.booleans(),
