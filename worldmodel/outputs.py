@@ -1,7 +1,7 @@
 """What a model gives back: of whole segments for the losses, and of one frame of each row for whoever steps it.
 
-Shape suffixes: B rows, T frames, K chunks of the fullest frame, P patches, Z latent width, E width d1, R readers, D
-width d0.
+Shape suffixes: B rows, T frames, K chunks of the fullest frame, P patches, Z latent width, E width d1, W what the
+painter reads of a patch.
 """
 
 from __future__ import annotations
