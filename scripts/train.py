@@ -61,8 +61,8 @@ class Train(Common):
     one that asks how much could not be foretold), where a patch is unlike the last, at random, or at every patch. The
     preset's if not given."""
     chunks: MaybeFloat = None
-    """Chunks a frame: exact for stride (the nearest whole number), the mean that is aimed at for the others. The preset's
-    if not given."""
+    """Chunks a frame: exact for stride (the nearest whole number), the mean that is aimed at for the others. The
+    preset's if not given."""
     settings: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="NAME=VALUE")
     ] = ()
