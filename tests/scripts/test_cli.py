@@ -12,6 +12,7 @@ import pytest
 from worldmodel.agents.actor_critic import AgentConfig
 from worldmodel.config import BOUNDARIES
 from worldmodel.scripts.cli import main
+from worldmodel.scripts.dream import DEFAULT_STARTS
 from worldmodel.training import TrainConfig
 
 OPTIONS = {
@@ -40,15 +41,17 @@ def test_help_teaches_every_option(command, capsys):
     assert "{None}" not in text
 
 
-@pytest.mark.parametrize("command, config", [("train", TrainConfig()), ("dream", AgentConfig())])
-def test_help_tells_the_true_defaults(command, config, capsys):
+@pytest.mark.parametrize(
+    "command, defaults", [("train", vars(TrainConfig())), ("dream", vars(AgentConfig()) | {"starts": DEFAULT_STARTS})]
+)
+def test_help_tells_the_true_defaults(command, defaults, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     told = re.findall(r"--([a-z-]+) (?:INT|FLOAT) (?:(?!--).)*?([0-9.e-]+) if not given", text)
     told = {name.replace("-", "_"): float(value) for name, value in told}
-    assert len(told) == {"train": 6, "dream": 5}[command]
-    assert told == {name: getattr(config, name) for name in told}
+    assert len(told) == 6
+    assert told == {name: defaults[name] for name in told}
 
 
 def test_every_kind_of_boundary_is_offered(capsys):
