@@ -24,6 +24,7 @@ WHOLE = (
     "training.losses.representation=0.05",
 )
 SCARCE = (*WHOLE, "latent.groups=4")
+RESTS = ("training.past_first=1500",)
 
 # As `worldmodel train --set` takes them; `training.` settings too.
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -37,6 +38,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "training.anneal=1000",
     ),
     "learned_sees_past": ("frame.boundary=learned", "frame.sees_past=true"),
+    "learned_sees_past_rests": (*RESTS, "frame.boundary=learned", "frame.sees_past=true"),
     "tried": ("frame.boundary=tried",),
     "surprise": ("frame.boundary=surprise",),
     "change": ("frame.boundary=change",),
@@ -51,9 +53,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "loops_4": CORE,
     "loops_8": ("main.loop.layers=T1", "main.loop.loops=8"),
     "sees_past": ("frame.sees_past=true",),
+    "sees_past_rests": (*RESTS, "frame.sees_past=true"),
     "paint_past": ("frame.paint_past=true",),
     "time": ("time.layers=m1",),
+    "time_rests": (*RESTS, "time.layers=m1"),
     "time_learned": ("time.layers=m1", "time.boundary=learned"),
+    "time_learned_rests": (*RESTS, "time.layers=m1", "time.boundary=learned"),
     "not_settled": ("training.settle=false",),
     "little_decay": ("training.weight_decay=0.01",),
     "mask": ("frame.mask=0.25",),
@@ -112,12 +117,16 @@ GROUPS: dict[str, dict[str, str]] = {
     "mechanisms": {
         "plain": "plain",
         "the encoder sees the frame before": "sees_past",
+        "- and rests after 1,500 updates of rows": "sees_past_rests",
         "the painter sees the past": "paint_past",
         "temporal merging": "time",
+        "- at rest after 1,500 updates of rows": "time_rests",
         "- by a learned router": "time_learned",
+        "- - at rest after 1,500 updates of rows": "time_learned_rests",
         "learned router, handed over from a stride": "learned_handed_over",
         "learned router, from 12 chunks to 4": "learned_from_many",
         "learned router that sees the frame before": "learned_sees_past",
+        "- that rests after 1,500 updates of rows": "learned_sees_past_rests",
         "a quarter of the patches masked": "mask",
         "a tenth of each code forgotten": "forget",
         "an encoder that goes on learning": "not_settled",

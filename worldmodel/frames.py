@@ -27,7 +27,7 @@ from worldmodel.layers import Stack
 from worldmodel.modalities import patches_of
 from worldmodel.outer import OuterStages
 from worldmodel.past_frame import PastFrame
-from worldmodel.router import Routing
+from worldmodel.router import Routing, Threshold
 from worldmodel.side import action_width
 from worldmodel.temporal import TemporalStage
 
@@ -75,7 +75,7 @@ class FrameStage(nn.Module):
             past_UPD: what `self.past` says of the frame before.
             key: `()` int64 noise key that says which patches are hidden in training; None hides none.
         """
-        with self._at_rest():
+        with self.at_rest():
             if self.outer is None:
                 x = self.embed(patches_UPV)
             else:
@@ -104,6 +104,13 @@ class FrameStage(nn.Module):
     def settle(self) -> None:
         """Let encoder, boundaries and slots stand still: nothing is hidden from them, and no gradient reaches them."""
         self.cutting.settle()
+        if self.time is not None:
+            self.time.settle()
+
+    @property
+    def routers(self) -> list[Threshold]:
+        """Of the patches, and of their changes in time."""
+        return self.cutting.routers + ([] if self.time is None else self.time.routers)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name in list(state_dict):  # older weights have what cuts up and what codes directly here
@@ -142,13 +149,13 @@ class FrameStage(nn.Module):
         Returns:
             The chunks, the posterior's parameters `(U, K, latent parameters)`, and what the router said.
         """
-        with self._at_rest():
+        with self.at_rest():
             h, chunks, routing = self._cut_up(x_UPD, patches_UPV, weight_U, changed_UP, uniform_UP)
         K = chunks.start.shape[1]
         of_patch = chunks.of_patch if changed_UP is None else chunks.of_patch.masked_fill(~changed_UP, K)
         member = F.one_hot(of_patch, K if changed_UP is None else K + 1)[..., :K]
         member = member.to(h.dtype).transpose(1, 2)  # (U, K, P)
-        with self._at_rest(self.code.settles):
+        with self.at_rest(self.code.settles):
             posterior = self.code(h, chunks.start, member)
         # In full precision under autocast, too: classes are told apart by it.
         return chunks, posterior.to(h.dtype), routing
@@ -171,7 +178,7 @@ class FrameStage(nn.Module):
             h = torch.zeros_like(x_UPD).scatter(1, new.order.unsqueeze(-1).expand_as(seen), seen)
         return h, *self.cutting(seen, self.small(patches_UPV), weight_U, new, uniform_UP)
 
-    def _at_rest(self, settles: bool = True) -> torch.set_grad_enabled:
+    def at_rest(self, settles: bool = True) -> torch.set_grad_enabled:
         """No gradient for what has settled, if it settles at all."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not (self.settled and settles))
 

@@ -72,7 +72,8 @@ def see_rows(stage: FrameStage, batch: Batch, action_BTA: Tensor, key: Tensor) -
         return Seen(patches, index, stage.cutting.at_places(len(patches)), posterior, {})
     if stage.past is not None:
         frame, before, action, index = _with_past(batch, action_BTA)
-        past = stage.past(stage.small(patches)[before.clamp(min=0)], action, before >= 0)
+        with stage.at_rest():
+            past = stage.past(stage.small(patches)[before.clamp(min=0)], action, before >= 0)
         patches = patches[frame]
     occurs = torch.bincount(index.flatten(), minlength=len(patches))
     chunks, posterior, routing = stage.encode(stage.look(patches, past, key), patches, occurs)
@@ -103,13 +104,15 @@ def _through_time(stage: FrameStage, batch: Batch, action_BTA: Tensor, key: Tens
     if stage.past is not None:
         before = torch.cat([_frames_before(batch).flatten(), torch.full_like(loose, -1)])
         action = torch.cat([action_BTA.flatten(0, 1), action_BTA.new_zeros(len(loose), action_BTA.shape[-1])])
-        past = stage.past(stage.small(of_frames)[before.clamp(min=0)], action, before >= 0)
+        with stage.at_rest():
+            past = stage.past(stage.small(of_frames)[before.clamp(min=0)], action, before >= 0)
     x = stage.look(patches, past, key)
     reset = batch.start.clone()
     reset[:, 0] = True
     small = stage.small(patches)
     in_rows = (of_all[: B * T].unflatten(0, (B, T)) for of_all in (x, small))
-    rows = stage.time(*in_rows, reset, torch.ones_like(reset, dtype=torch.float32))
+    with stage.at_rest():
+        rows = stage.time(*in_rows, reset, torch.ones_like(reset, dtype=torch.float32))
     alone = _first_ones(stage, x[B * T :], small[B * T :])
     h = torch.cat([rows.h.flatten(0, 1), alone.h.squeeze(1)])
     changed = torch.cat([rows.changed.flatten(0, 1), alone.changed.squeeze(1)])
@@ -135,7 +138,8 @@ def _first_ones(stage: FrameStage, x_nPD: Tensor, small_nPV: Tensor) -> Changes:
     """What is said of frames each of which is the first of an episode; with an axis of time, of length 1."""
     assert stage.time is not None
     first = torch.ones(len(x_nPD), 1, dtype=torch.bool, device=x_nPD.device)
-    return stage.time(x_nPD.unsqueeze(1), small_nPV.unsqueeze(1), first, None)
+    with stage.at_rest():
+        return stage.time(x_nPD.unsqueeze(1), small_nPV.unsqueeze(1), first, None)
 
 
 def see_loose(

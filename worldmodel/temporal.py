@@ -23,7 +23,7 @@ from worldmodel.boundaries import Motion
 from worldmodel.config import ModelConfig
 from worldmodel.kernels.compaction import compact, take
 from worldmodel.layers import Memory, Stack
-from worldmodel.router import Router, Routing, on_the_way, straight_through
+from worldmodel.router import Router, Routing, Threshold, on_the_way, straight_through
 
 
 @dataclass
@@ -109,6 +109,16 @@ class TemporalStage(nn.Module):
         packed = self.space(take(h_nPD, order), present=present)
         packed = torch.where(present.unsqueeze(-1), packed, take(h_nPD, order))
         return h_nPD.scatter(1, order.unsqueeze(-1).expand_as(packed), packed)
+
+    @property
+    def routers(self) -> list[Threshold]:
+        """Of all rounds."""
+        return [self.router] + ([] if self.inner is None else self.inner.routers)
+
+    def settle(self) -> None:
+        """Let what counts as a change stand still."""
+        for router in self.routers:
+            router.still = True
 
     def initial_memory(self, batch: int) -> Memory:
         """Zeros for everything that a row remembers of its patches; all are new at the first frame."""

@@ -53,6 +53,7 @@ class TrainConfig:
     end_share: float = 0.25  # rows that hold a reward or a termination
     rare_share: float = 0.25  # rows that hold a frame drawn evenly from the distinct ones
     pictures_first: int = 1500  # updates that only paint loose frames, a tenth of the cost of the others
+    past_first: int = 0  # updates behind them in which an encoder that sees the past learns on; 0: it never rests
     stride_first: int = 0  # updates, from the very first, that chunk at a fixed stride before a router takes over
     settle: bool = True  # whether the encoder, and what comes from it, stand still behind the pictures
     anneal: int = 0  # updates until `chunks_first` has become `chunks`, and behind the pictures `extra_first` `extra`
@@ -93,8 +94,8 @@ class Trainer:
         seed: of all noise.
 
     Raises:
-        ValueError: chunks are to be handed over to a router, but the model has none, or it does not learn by then; or
-            targets are to move, but it is not said in how many updates.
+        ValueError: chunks are to be handed over to a router, but the model has none, or it does not learn by then;
+            targets are to move, but it is not said in how many updates; or the past is to be learned, but not seen.
     """
 
     def __init__(
@@ -105,13 +106,17 @@ class Trainer:
         self.update = 0
         if not self.config.anneal and (moving := model.config.first_targets):
             raise ValueError(f"{moving[0]} is where a target begins: say with training.anneal when it arrives")
+        if self.config.past_first and model.frame_stage.past is None and model.frame_stage.time is None:
+            raise ValueError(
+                "training.past_first is of an encoder that sees the past: switch on frame.sees_past or time.layers"
+            )
         if self.config.stride_first:
             model.frame_stage.cutting.hold_stride(True)
-            if self.settles and self.config.stride_first >= self.config.pictures_first:
+            if self.rests_at is not None and self.config.stride_first >= self.rests_at:
                 raise ValueError(
-                    f"chunks are handed over to the router at update {self.config.stride_first}, but it learns while "
-                    f"pictures are learned and rests from update {self.config.pictures_first} on: choose "
-                    "training.stride_first below training.pictures_first, or training.settle=false"
+                    f"chunks are handed over to the router at update {self.config.stride_first}, but it rests from "
+                    f"update {self.rests_at} on, and has to learn before: choose training.stride_first below, or "
+                    "training.settle=false"
                 )
         self.parameters = list(model.parameters())
         self.averaged = copy.deepcopy(model).eval().requires_grad_(False)
@@ -227,7 +232,7 @@ class Trainer:
         config = self.config
         if config.anneal:
             # Each target moves while its stage learns; that of the chunks has arrived before they settle.
-            frames = min(config.anneal, config.pictures_first) if self.settles else config.anneal
+            frames = config.anneal if self.rests_at is None else min(config.anneal, self.rests_at)
             behind = max(0, self.update - config.pictures_first)
             self.model.anneal(frames=self.update / frames, causal=behind / config.anneal)
         if config.stride_first:
@@ -246,24 +251,31 @@ class Trainer:
         return min(1.0, update / warmup, (self.config.level / update) ** 0.5)
 
     @property
-    def settles(self) -> bool:
-        """Whether frames are cut and coded the same forever behind the pictures.
+    def rests_at(self) -> int | None:
+        """The update from which on frames are cut and coded the same forever, None if they never are.
 
-        Not where they are coded by those before them: that is not in the pictures, and has yet to be learned.
+        Behind the pictures, but where frames are coded by those before them: that is not in the pictures, and has yet
+        to be learned.
         """
-        stage = self.model.frame_stage
-        return self.config.settle and self.config.pictures_first > 0 and stage.past is None and stage.time is None
+        stage, config = self.model.frame_stage, self.config
+        if not (config.settle and config.pictures_first):
+            return None
+        if stage.past is None and stage.time is None:
+            return config.pictures_first
+        return config.pictures_first + config.past_first if config.past_first else None
 
     def _settle(self) -> None:
-        """Let what has been learned from the pictures rest: what moves all the time cannot be foretold."""
-        pictures, stage = self.config.pictures_first, self.model.frame_stage
-        if self.update == pictures:
-            for router in stage.cutting.routers:
-                router.passes.zero_()  # a frame counts as often as it occurs from now on: tau is found anew
-        if not self.settles or self.update < pictures:
-            return
-        if self.update == pictures:
+        """Let what has been learned of single frames rest: what moves all the time cannot be foretold."""
+        pictures, stage, rests_at = self.config.pictures_first, self.model.frame_stage, self.rests_at
+        if self.update == rests_at == pictures:
             self.averaged.frame_stage.load_state_dict(stage.state_dict())  # the average has the same boundaries
+        elif self.update == rests_at:  # at the full rate the average is the better one to rest with
+            stage.load_state_dict(self._fitted().frame_stage.state_dict())
+        if self.update in (pictures, rests_at):
+            for router in stage.routers:
+                router.passes.zero_()  # a frame counts as often as it occurs from now on: tau is found anew
+        if rests_at is None or self.update < rests_at:
+            return
         for model in (self.model, self.averaged):
             model.frame_stage.settle()
         if stage.fixed:
@@ -337,7 +349,7 @@ class Trainer:
         except (RuntimeError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]  # an empty file says nothing
             raise UserError(f"{path} cannot be resumed ({reason}): restore it, or train into a new folder") from error
-        if self.update > self.config.pictures_first:
+        if self.rests_at is not None and self.update > self.rests_at:
             self._settle()  # the next batch is already one with known codes
 
     def _stop_on_nan(self, batch: Batch, notes: dict[str, Tensor]) -> None:

@@ -82,6 +82,44 @@ def test_an_encoder_that_sees_the_order_goes_on_learning_it(tmp_path, config):
     assert not torch.equal(learner.model.frame_stage.embed.weight, before)
 
 
+LEARNED_IN_TIME = replace(
+    LEARNED, frame=replace(LEARNED.frame, sees_past=True), time=TimeConfig(layers="m1", changes=3.0, boundary="learned")
+)
+
+
+@pytest.mark.parametrize("config", [SEES_PAST, THROUGH_TIME, LEARNED_IN_TIME])
+def test_once_the_order_has_been_learned_it_rests_too(tmp_path, config):
+    learner = trainer(tmp_path, config=config, past_first=4)
+    learner.train(updates=PICTURES + 4, progress=False)
+    averaged = {n: value.clone() for n, value in learner.averaged_model().frame_stage.named_parameters()}
+    learner.train(updates=PICTURES + 8, progress=False)
+    resting = ("embed", "place", "encoder", "cutting", "past", "time")
+    for stage in (learner.model.frame_stage, learner.averaged_model().frame_stage):
+        for name, value in stage.named_parameters():
+            if name.startswith(resting):
+                assert torch.equal(value, averaged[name]), name
+        assert not torch.equal(stage.paint.weight, averaged["paint.weight"])
+    assert all(router.passes == 4 for router in learner.model.frame_stage.routers)
+
+
+def test_without_an_encoder_that_sees_it_the_past_cannot_come_first(tmp_path):
+    with pytest.raises(ValueError, match=r"training\.past_first is of an encoder that sees the past"):
+        trainer(tmp_path, past_first=4)
+
+
+@pytest.mark.parametrize("stopped", [PICTURES + 2, PICTURES + 4, PICTURES + 6])  # before it rests, just then, and after
+def test_a_run_whose_past_comes_to_rest_is_resumed_to_the_bit(tmp_path, stopped):
+    whole, first, again = (
+        trainer(tmp_path / name, config=LEARNED_IN_TIME, past_first=4) for name in ("whole", "broken", "broken")
+    )
+    whole.train(updates=PICTURES + 9, progress=False)
+    first.train(updates=stopped, progress=False)
+    again.resume()
+    again.train(updates=PICTURES + 9, progress=False)
+    weights = [(tmp_path / name / "world_model.safetensors").read_bytes() for name in ("whole", "broken")]
+    assert weights[0] == weights[1]
+
+
 def test_the_rate_is_held_among_scores_that_stand_still(tmp_path):
     learner = trainer(tmp_path)
     learner.train(updates=PICTURES + 40, progress=False)
