@@ -45,7 +45,7 @@ from worldmodel.training import TRAINER_FILE, TrainConfig, Trainer
 RESULTS = ROOT / "benchmarks" / "results" / "ablation"
 RUNS = ROOT / "runs" / "ablation"
 PROGRESS_FILE = "ablation.json"
-ROWS, STEPS = 16, 64  # episodes, and frames of each, over which main tokens are counted
+ROWS, STEPS = 16, 64  # episodes, and frames of each, over which main tokens and their loops are counted
 MAIN_TOKENS = "main.count"  # what a state calls the main tokens that its row has had
 PATIENCE = 6  # times the CPU time that a slow variant may take to come to its updates
 
@@ -231,7 +231,7 @@ def measure(model: WorldModel, table: FrameTable, test_set: TestSet, plan: Plan)
         "chunks": fidelity["chunks"],
         "start_entropy": fidelity["start_entropy"],
         "main_tokens_a_frame": main_tokens_a_frame(model, test_set.table),
-        "loops_a_token": model.config.main.loop.loops if model.config.main.loop.layers else None,
+        "loops_a_token": loops_a_token(model, test_set.table),
     }
 
 
@@ -245,6 +245,15 @@ def main_tokens_a_frame(model: WorldModel, table: FrameTable) -> float:
         frame, action = torch.from_numpy(table.frames[table.index[at]]), torch.from_numpy(table.action[at])
         state, _ = model.observe(state, action, frame, torch.from_numpy(table.first[at]))
     return float(state.tensors[MAIN_TOKENS].float().mean()) / steps
+
+
+@torch.no_grad()
+def loops_a_token(model: WorldModel, table: FrameTable) -> float | None:
+    """How often the core runs for a main token, over the same frames; None without a core."""
+    begin, lengths = table.begin[:-1][:ROWS], np.diff(table.begin)[:ROWS]
+    batch = table.gather(begin[:, None] + np.arange(min(STEPS, int(lengths.min()))))
+    seen = model(batch, torch.arange(len(begin)) << 32)
+    return None if seen.loops is None else float(seen.loops.loops)
 
 
 def flops_a_frame(model: WorldModel, batch: Batch, config: TrainConfig) -> float:

@@ -172,6 +172,23 @@ def test_who_never_comes_to_the_updates_is_not_waited_for(empty, monkeypatch):
     assert evaluations["cpu"]["bits"]["start"] > 0 and evaluations["cpu"]["main_tokens_a_frame"] >= 1
 
 
+def test_loops_are_those_that_ran(empty):
+    _, test_set = ablation_run.open_data(empty)
+    spec = preset("tiny", ObservationSpec(shape=test_set.table.frames.shape[1:]), ActionSpec(sizes=(7,)))
+    small = override(spec, *(s for s in SMALL if not s.startswith("training.")))
+
+    def loops(*settings):
+        torch.manual_seed(0)
+        model = WorldModel(override(small, *settings)).eval()
+        return ablation_run.loops_a_token(model, test_set.table)
+
+    core = ("main.loop.layers=T1", "main.loop.loops=4")
+    assert loops() is None
+    assert loops(*core) == 4.0
+    assert loops(*core, "main.loop.budget=3") == 3.0
+    assert 1.0 <= loops(*core, "main.loop.exit=1000") < 4.0
+
+
 def test_a_plan_survives_the_command_line():
     assert Plan.from_json(ablation.command(PLAN)[-1]) == PLAN
 
