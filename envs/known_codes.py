@@ -1,11 +1,11 @@
-"""What frames were coded as, once encoder and slots stand still: each is coded once, however often it comes again."""
+"""What frames are cut into and coded as, once all that stands still: each is coded once, however often it comes."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from worldmodel.batch import Codes
 from worldmodel.frames import FrameStage
 from worldmodel.seeing import see_loose
 
@@ -13,7 +13,7 @@ BLOCK = 64  # frames coded together, always the same ones: a run that is resumed
 
 
 class KnownCodes:
-    """The posteriors of some frames, found out block by block when they are first asked for.
+    """The codes of some frames, found out block by block when they are first asked for.
 
     Args:
         stage: that codes frames the same forever (`FrameStage.fixed`).
@@ -23,20 +23,23 @@ class KnownCodes:
     def __init__(self, stage: FrameStage, frames: np.ndarray) -> None:
         self.stage, self.frames = stage, frames
         self.known = np.zeros(-(-len(frames) // BLOCK), dtype=bool)
-        self.posterior = stage.place.new_zeros(len(frames), stage.cutting.max_chunks, stage.code.size)
+        valid = torch.zeros(len(frames), stage.cutting.max_chunks, dtype=torch.bool, device=stage.place.device)
+        self.codes = Codes(valid.long(), valid, stage.place.new_zeros(*valid.shape, stage.code.size))
 
     @staticmethod
     def bytes_for(stage: FrameStage, frames: np.ndarray) -> int:
-        """What the posteriors of so many frames take."""
-        return 4 * len(frames) * stage.cutting.max_chunks * stage.code.size
+        """What the codes of so many frames take: posteriors, starts, and whether a chunk is there."""
+        return (4 * stage.code.size + 8 + 1) * len(frames) * stage.cutting.max_chunks
 
     @torch.no_grad()
-    def of(self, which: np.ndarray) -> Tensor:
-        """The posteriors `(n, K, parameters)` of the frames `which` `(n,)`."""
+    def of(self, which: np.ndarray) -> Codes:
+        """The codes of the frames `which` `(n,)`."""
+        device = self.codes.posterior.device
         for block in np.unique(which // BLOCK):
             if not self.known[block]:
                 here = slice(block * BLOCK, (block + 1) * BLOCK)
-                frames = torch.from_numpy(self.frames[here]).to(self.posterior.device)
-                self.posterior[here] = see_loose(self.stage, frames, None)[2]
+                _, chunks, posterior, _ = see_loose(self.stage, torch.from_numpy(self.frames[here]).to(device), None)
+                for known, said in zip(self.codes, (chunks.start, chunks.valid, posterior)):
+                    known[here, : said.shape[1]] = said
                 self.known[block] = True
-        return self.posterior[torch.from_numpy(which).to(self.posterior.device)]
+        return self.codes.rows(torch.from_numpy(which).to(device))

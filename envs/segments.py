@@ -132,7 +132,7 @@ class FrameTable:
             first=torch.from_numpy(first),
             start=torch.from_numpy(start),
             elapsed=torch.from_numpy(self.elapsed(positions)),
-            posterior=None if codes is None else codes.of(distinct),
+            codes=None if codes is None else codes.of(distinct),
         )
 
 

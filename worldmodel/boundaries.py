@@ -43,8 +43,8 @@ class Change(Threshold):
         """Boundaries of some frames; arguments as in `Router.forward`."""
         d = (patches_UPV[:, 1:] - patches_UPV[:, :-1]).square().mean(-1)
         logit = F.pad((d + SMALLEST).log(), (1, 0)) + self.tie[: patches_UPV.shape[1]]
-        weight = free_UP if weight_UP is None else weight_UP * free_UP
-        if self.training and weight_UP is not None and bool((weight > 0).any()):
+        weight, learns = self.weighed(free_UP, weight_UP)
+        if learns:
             self.renew(logit, weight, self.next_share())
         return self.cut(logit, free_UP, weight)
 
@@ -78,9 +78,9 @@ class Motion(Threshold):
 
     def forward(self, x_BLV: Tensor, free_BL: Tensor, weight_BL: Tensor | None) -> Routing:
         """Route patches along time; arguments as in `Router.forward`."""
-        weight = free_BL if weight_BL is None else weight_BL * free_BL
+        weight, learns = self.weighed(free_BL, weight_BL)
         logit = F.pad(self.raw_logit(x_BLV[:, :-1], x_BLV[:, 1:]), (1, 0))
-        if self.training and weight_BL is not None and bool((weight > 0).any()):
+        if learns:
             self.renew(logit.clamp(min=STILL) - EDGE, weight, self.next_share())
         return self.cut(logit, free_BL, weight)
 
@@ -94,7 +94,7 @@ class Random(Threshold):
         uniform = noise.uniform(noise.row_hash(key, torch.zeros_like(key), CONTENT), patches_UPV.shape[1])
         # The quantile of uniform numbers is known; tau stays at 0.
         logit = uniform.logit() - (1 - self.rate).logit()
-        return self.cut(logit, free_UP, free_UP if weight_UP is None else weight_UP * free_UP)
+        return self.cut(logit, free_UP, self.weighed(free_UP, weight_UP)[0])
 
 
 def content_key(patches_UPV: Tensor) -> Tensor:

@@ -58,7 +58,8 @@ class Cutting(nn.Module):
         router: what decides; None where that is fixed.
         foresight: what a router by surprise is told by; None for the others.
         max_chunks: of a frame.
-        settled: whether boundaries stand still.
+        settled: whether scores stand still, and tau comes to rest.
+        fixed: whether the same frame is cut up the same forever.
     """
 
     part: Tensor
@@ -80,7 +81,7 @@ class Cutting(nn.Module):
         if self.router is not None:
             self.register_buffer("at_stride", torch.tensor(False))  # whether chunks have yet to be handed over to it
         self.max_chunks = len(self.fixed_start) if self.router is None else min(config.max_chunks, self.count)
-        self.settled = False
+        self.settled = self.fixed = False
 
     @property
     def routers(self) -> list[Threshold]:
@@ -93,10 +94,16 @@ class Cutting(nn.Module):
         return self.tries and not self.at_stride
 
     def settle(self) -> None:
-        """Let the boundaries stand still."""
-        self.settled = True
+        """Let what is said of patches stand still. Tau comes to rest at what the frames to come say of it."""
+        self.settled, self.fixed = True, self.fixed or not self.routers
         for router in self.routers:
             router.still = True
+
+    def fix(self) -> None:
+        """Let tau stand still as well."""
+        self.fixed = True
+        for router in self.routers:
+            router.fixed = True
 
     @property
     def wanted(self) -> tuple[float, float]:

@@ -98,14 +98,19 @@ class FrameStage(nn.Module):
     @property
     def fixed(self) -> bool:
         """Whether a frame is coded the same forever, whenever it comes."""
-        alone = self.past is None and self.time is None and self.cutting.router is None
-        return self.settled and self.code.settles and alone
+        return self.cutting.fixed and self.code.settles and self.past is None and self.time is None
 
     def settle(self) -> None:
         """Let encoder, boundaries and slots stand still: nothing is hidden from them, and no gradient reaches them."""
         self.cutting.settle()
         if self.time is not None:
             self.time.settle()
+
+    def fix(self) -> None:
+        """Let the routers' quantiles stand still as well."""
+        self.cutting.fix()
+        if self.time is not None:
+            self.time.fix()
 
     @property
     def routers(self) -> list[Threshold]:

@@ -91,6 +91,7 @@ class Threshold(nn.Module):
     logit_tau: Tensor
     passes: Tensor
     still = False  # whether the scores of a frame no longer change
+    fixed = False  # whether tau does not, either
 
     def __init__(self, rate: float, patience: float = SETTLED) -> None:
         super().__init__()
@@ -116,6 +117,13 @@ class Threshold(nn.Module):
         if not math.isclose(rate, self.rate.item(), rel_tol=1e-6):
             self.rate.fill_(rate)
             self.passes.clamp_(max=FOLLOWS)
+
+    def weighed(self, free_BL: Tensor, weight_BL: Tensor | None) -> tuple[Tensor, bool]:
+        """How often each position counts, and whether something is to be learned from that."""
+        if weight_BL is None:
+            return free_BL, False
+        weight = weight_BL * free_BL
+        return weight, self.training and not self.fixed and bool((weight > 0).any())
 
     def next_share(self) -> float:
         """By how much the next pass moves tau; counts it."""
@@ -175,15 +183,14 @@ class Router(Threshold):
             weight_BL: how often each position counts in F, G, mean and tau (a frame stored once may occur often).
                 None where nothing is to be learned from them: mean and tau stay as they are in training, too.
         """
-        weight = free_BL if weight_BL is None else weight_BL * free_BL
-        measure = self.training and weight_BL is not None and bool((weight > 0).any())
-        if measure:
+        weight, learns = self.weighed(free_BL, weight_BL)
+        if learns:
             share = self.next_share()
             if not self.still:
                 of_all = (weight / weight.sum()).unsqueeze(-1)
                 self.mean.lerp_((x_BLD.detach().float() * of_all).sum((0, 1)), share)
         logit = F.pad(self.raw_logit(x_BLD[:, :-1], x_BLD[:, 1:]), (1, 0))
-        if measure:
+        if learns:
             self.renew(logit, weight, share)
         routing = self.cut(logit, free_BL, weight)
         if not self.still:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldmodel.batch import Batch
+from worldmodel.batch import Batch, Codes
 from worldmodel.chunks import Chunks
 from worldmodel.frames import FrameStage
 from worldmodel.layers import Memory
@@ -65,11 +65,13 @@ def see_rows(stage: FrameStage, batch: Batch, action_BTA: Tensor, key: Tensor) -
     if stage.time is not None:
         return _through_time(stage, batch, action_BTA, key)
     patches, index, past = stage.patches(batch.frames), batch.index, None
-    if batch.posterior is not None:
-        posterior, loose = batch.posterior, patches[len(batch.posterior) :]
+    if batch.codes is not None:
+        codes, loose = batch.codes, patches[len(batch.codes.start) :]
         if len(loose):
-            posterior = torch.cat([posterior, stage.encode(stage.look(loose), loose, None)[1]])
-        return Seen(patches, index, stage.cutting.at_places(len(patches)), posterior, {})
+            chunks, posterior, _ = stage.encode(stage.look(loose), loose, None)
+            codes = codes.and_of(Codes(chunks.start, chunks.valid, posterior))
+        chunks = Chunks.at(codes.start, codes.valid, stage.patches.count)
+        return Seen(patches, index, chunks, codes.posterior, {})
     if stage.past is not None:
         frame, before, action, index = _with_past(batch, action_BTA)
         with stage.at_rest():

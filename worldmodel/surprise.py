@@ -71,8 +71,8 @@ class Surprise(Threshold):
             free_US, weight_US: as in `Router.forward`.
         """
         said = (surprise_US1.detach().squeeze(-1).float() + LEAST) * free_US
-        weight = free_US if weight_US is None else weight_US * free_US
-        if self.training and weight_US is not None and bool((weight > 0).any()):
+        weight, learns = self.weighed(free_US, weight_US)
+        if learns:
             self.logit_tau.lerp_(self._fitting(said, weight), self.next_share())
         p = torch.sigmoid(_passed_by(said, self.logit_tau))
         boundary = (p > 0.5) & (free_US > 0)

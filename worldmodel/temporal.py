@@ -116,9 +116,14 @@ class TemporalStage(nn.Module):
         return [self.router] + ([] if self.inner is None else self.inner.routers)
 
     def settle(self) -> None:
-        """Let what counts as a change stand still."""
+        """Let what is said of changes stand still."""
         for router in self.routers:
             router.still = True
+
+    def fix(self) -> None:
+        """Let what counts as a change stand still as well."""
+        for router in self.routers:
+            router.fixed = True
 
     def initial_memory(self, batch: int) -> Memory:
         """Zeros for everything that a row remembers of its patches; all are new at the first frame."""

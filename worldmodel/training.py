@@ -33,6 +33,7 @@ from worldmodel.router import Threshold
 
 TRAINER_FILE = "trainer.pt"
 TRAINER_FORMAT = 3  # 1 and 2 listed the optimizer's state in another order of the parameters
+FIXED = 200  # updates in which the quantiles of routers come to rest, once their scores stand still
 SHOWN = ("loss/reconstruction", "latent/kl")  # beside the bar
 
 
@@ -274,12 +275,18 @@ class Trainer:
         if self.update in (pictures, rests_at):
             for router in stage.routers:
                 router.passes.zero_()  # a frame counts as often as it occurs from now on: tau is found anew
-        if rests_at is None or self.update < rests_at:
+        self._rest(self.update)
+
+    def _rest(self, update: int) -> None:
+        """Let stand still what does in this update."""
+        if self.rests_at is None or update < self.rests_at:
             return
         for model in (self.model, self.averaged):
             model.frame_stage.settle()
-        if stage.fixed:
-            self.batches.settle(stage)
+            if update >= self.rests_at + FIXED:
+                model.frame_stage.fix()
+        if self.model.frame_stage.fixed:
+            self.batches.settle(self.model.frame_stage)
 
     def averaged_model(self) -> WorldModel:
         """A copy of the model with the averaged weights, in evaluation mode."""
@@ -349,8 +356,7 @@ class Trainer:
         except (RuntimeError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]  # an empty file says nothing
             raise UserError(f"{path} cannot be resumed ({reason}): restore it, or train into a new folder") from error
-        if self.rests_at is not None and self.update > self.rests_at:
-            self._settle()  # the next batch is already one with known codes
+        self._rest(self.update - 1)  # as the last update left it: the next batch may be one with known codes
 
     def _stop_on_nan(self, batch: Batch, notes: dict[str, Tensor]) -> None:
         wrong = [name for name, value in notes.items() if not torch.isfinite(value)]

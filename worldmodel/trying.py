@@ -58,8 +58,8 @@ class Trying(Threshold):
         unlike = ((patches[:, 1:] - patches[:, :-1]).square().mean(-1) + FAINT).log() / 2
         pairs = torch.cat([h[:, :-1], h[:, 1:]], dim=-1)
         logit = F.pad(unlike + self.learned(pairs).squeeze(-1), (1, 0)) + self.tie[: h.shape[1]]
-        weight = free_UP if weight_UP is None else weight_UP * free_UP
-        if self.training and weight_UP is not None and bool((weight > 0).any()):
+        weight, learns = self.weighed(free_UP, weight_UP)
+        if learns:
             self.renew(logit, weight, self.next_share())
         routing = self.cut(logit, free_UP, weight)
         if uniform_UP is not None:

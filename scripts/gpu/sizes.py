@@ -101,6 +101,13 @@ class BlockWorld:
             elapsed[:, t] = np.where(over, 0, elapsed[:, t - 1] + 1)
             over = place == places - 1
             index[:, t], terminated[:, t] = shade * places + place, over
-        reward = terminated.astype(np.float32)
-        arrays = (index, action, reward, terminated, first, first.copy(), elapsed)
-        return Batch(self.frames, *(torch.from_numpy(a) for a in arrays))
+        return Batch(
+            frames=self.frames,
+            index=torch.from_numpy(index),
+            action=torch.from_numpy(action),
+            reward=torch.from_numpy(terminated.astype(np.float32)),
+            terminated=torch.from_numpy(terminated),
+            first=torch.from_numpy(first),
+            start=torch.from_numpy(first.copy()),
+            elapsed=torch.from_numpy(elapsed),
+        )

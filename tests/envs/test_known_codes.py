@@ -1,12 +1,13 @@
-"""Once encoder and slots stand still a frame is coded once; nothing else changes by it."""
+"""Once all that says of a frame where its chunks start and what their codes are stands still, a frame is coded once;
+nothing else changes by it."""
 
 from dataclasses import replace
 
 import last_action_env
-import numpy as np
 import pytest
 import torch
 
+from worldmodel import training
 from worldmodel.checkpoint import save_config
 from worldmodel.config import MambaConfig, TimeConfig
 from worldmodel.envs import segments
@@ -51,13 +52,18 @@ def settled(**frame):
     return model
 
 
-def test_known_codes_are_what_the_frame_stage_says(table):
-    model = settled()
+@pytest.mark.parametrize("boundary", ["stride", "learned", "tried", "surprise", "change", "random"])
+def test_known_codes_are_what_the_frame_stage_says(table, boundary):
+    model = settled(boundary=boundary, max_chunks=7)
+    for batch in (Segments.for_training(table, model.config, TRAINING, seed=0).sample() for _ in range(3)):
+        model(batch, torch.arange(3))  # tau comes to rest
+    model.frame_stage.fix()
     one, other = (Segments.for_training(table, model.config, TRAINING, seed=1) for _ in range(2))
     one.settle(model.frame_stage)
+    fullest = []
     for _ in range(5):
         known, plain = one.sample(), other.sample()
-        assert plain.posterior is None and len(known.posterior) == len(known.frames) - TRAINING.loose
+        assert plain.codes is None and len(known.codes.start) == len(known.frames) - TRAINING.loose
         action = torch.zeros(*known.index.shape, 1)
         ours, theirs = (see_rows(model.frame_stage, batch, action, torch.arange(3)) for batch in (known, plain))
         torch.testing.assert_close(ours.posterior, theirs.posterior)
@@ -65,6 +71,8 @@ def test_known_codes_are_what_the_frame_stage_says(table):
         for name in ("start", "valid", "of_patch"):
             assert torch.equal(getattr(ours.chunks, name), getattr(theirs.chunks, name))
         assert torch.equal(ours.loose(), theirs.loose())
+        fullest.append(ours.chunks.valid.sum(1))
+    assert boundary == "stride" or len(torch.cat(fullest).unique()) > 1  # frames have chunks of their own
 
 
 def test_a_frame_is_coded_once_and_always_with_the_same_others(table, monkeypatch):
@@ -82,10 +90,14 @@ def test_a_frame_is_coded_once_and_always_with_the_same_others(table, monkeypatc
 def test_only_what_is_coded_the_same_forever_is_known():
     assert settled().frame_stage.fixed
     assert not WorldModel(config()).frame_stage.fixed
-    assert not settled(boundary="change").frame_stage.fixed
+    tau_moves = settled(boundary="change")
+    assert not tau_moves.frame_stage.fixed
+    tau_moves.frame_stage.fix()
+    assert tau_moves.frame_stage.fixed
     assert not settled(sees_past=True).frame_stage.fixed
     through_time = WorldModel(replace(config(), time=TimeConfig(layers="m1", changes=3.0)))
     through_time.frame_stage.settle()
+    through_time.frame_stage.fix()
     assert not through_time.frame_stage.fixed
     whole = WorldModel(replace(config(), latent=replace(config().latent, slots=0)))
     whole.frame_stage.settle()
@@ -107,14 +119,14 @@ def test_codes_that_would_not_fit_are_not_kept(table, monkeypatch):
     source = Segments.for_training(table, model.config, TRAINING)
     monkeypatch.setattr(segments, "CODES_BYTES", 1000)
     source.settle(model.frame_stage)
-    assert source.sample().posterior is None
+    assert source.sample().codes is None
 
 
-def trained(run, table, *updates):
+def trained(run, table, boundary, *updates):
     """A run that is broken off after each of these updates but the last, and resumed."""
     for resumes, until in enumerate(updates):
         torch.manual_seed(0)
-        model = WorldModel(config())
+        model = WorldModel(config(boundary=boundary))
         source = Segments.for_training(table, model.config, TRAINING)
         trainer = Trainer(model, source, run, TRAINING)
         if resumes:
@@ -125,10 +137,25 @@ def trained(run, table, *updates):
     return trainer
 
 
-@pytest.mark.parametrize("broken", [3, 4, 5, 9])  # before the codes are known, as they become so, and later
-def test_a_resumed_run_has_the_bits_of_one_that_was_not(tmp_path, table, broken):
-    whole, pieces = trained(tmp_path / "a", table, 12), trained(tmp_path / "b", table, broken, 12)
+# Before the codes are known, as they become so, and later; with a router that is three updates after all else rests.
+@pytest.mark.parametrize(
+    ("boundary", "broken"), [("stride", n) for n in (3, 4, 5, 9)] + [("learned", n) for n in (4, 5, 7, 8, 9)]
+)
+def test_a_resumed_run_has_the_bits_of_one_that_was_not(tmp_path, table, boundary, broken, monkeypatch):
+    monkeypatch.setattr(training, "FIXED", 3)
+    whole = trained(tmp_path / "a", table, boundary, 12)
+    pieces = trained(tmp_path / "b", table, boundary, broken, 12)
     assert whole.batches.codes is not None and pieces.batches.codes is not None
     for one, other in zip(whole.model.state_dict().values(), pieces.model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
-    assert np.array_equal(whole.batches.sample().posterior, pieces.batches.sample().posterior)
+    for one, other in zip(whole.batches.sample().codes, pieces.batches.sample().codes, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_tau_moves_until_it_is_fixed(tmp_path, table, monkeypatch):
+    monkeypatch.setattr(training, "FIXED", 3)
+    taus = [
+        trained(tmp_path / str(n), table, "learned", n).model.frame_stage.cutting.router.logit_tau.item()
+        for n in (5, 6, 7, 8, 10)
+    ]
+    assert len(set(taus[:3])) == 3 and len(set(taus[2:])) == 1
