@@ -23,6 +23,7 @@ class KnownCodes:
     def __init__(self, stage: FrameStage, frames: np.ndarray) -> None:
         self.stage, self.frames = stage, frames
         self.known = np.zeros(-(-len(frames) // BLOCK), dtype=bool)
+        self.chunks = np.zeros(len(frames), dtype=int)  # of each frame: so that a GPU need not be asked
         valid = torch.zeros(len(frames), stage.cutting.max_chunks, dtype=torch.bool, device=stage.place.device)
         self.codes = Codes(valid.long(), valid, stage.place.new_zeros(*valid.shape, stage.code.size))
 
@@ -41,5 +42,7 @@ class KnownCodes:
                 _, chunks, posterior, _ = see_loose(self.stage, torch.from_numpy(self.frames[here]).to(device), None)
                 for known, said in zip(self.codes, (chunks.start, chunks.valid, posterior)):
                     known[here, : said.shape[1]] = said
+                self.chunks[here] = chunks.valid.sum(1).cpu().numpy()
                 self.known[block] = True
-        return self.codes.rows(torch.from_numpy(which).to(device))
+        index, K = torch.from_numpy(which).to(device), self.chunks[which].max()
+        return Codes(*(known[index, :K] for known in self.codes))

@@ -24,12 +24,6 @@ class Codes:
     valid: Tensor
     posterior: Tensor
 
-    def rows(self, index: Tensor) -> Codes:
-        """Those of some of the frames, `index` `(m,)`."""
-        valid = self.valid[index]
-        fullest = int(valid.sum(1).max())
-        return Codes(self.start[index, :fullest], valid[:, :fullest], self.posterior[index, :fullest])
-
     def and_of(self, others: Codes) -> Codes:
         """With those of other frames behind them."""
         K = max(self.valid.shape[1], others.valid.shape[1])
