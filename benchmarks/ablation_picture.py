@@ -69,7 +69,8 @@ def draw(options: Options) -> int:
                 axes.plot(x, row, "o", color=BLUE, markersize=5, fillstyle="full" if seed == 0 else "none")
         if panel.logarithmic:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            far = axes.get_xlim()[1] > 1000 * axes.get_xlim()[0]
+            axes.xaxis.set_major_locator(LogLocator(subs=(1,) if far else (1, 2, 5)))
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:

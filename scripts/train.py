@@ -80,7 +80,8 @@ class Train(Common):
     length: MaybeInt = None
     """Frames a row; 24 if not given. It should be longer than the window that attention looks back on."""
     learning_rate: MaybeFloat = None
-    """Constant after a short warm-up; 3e-3 if not given."""
+    """The highest rate: it falls to zero at the end of the pictures, rises again, and falls slowly after 4,000 updates;
+    3e-3 if not given."""
     end_share: MaybeFloat = None
     """Share of the rows drawn so that they hold an episode's end or a rare reward; 0.25 if not given."""
     pictures_first: MaybeInt = None

@@ -4,7 +4,7 @@ H-Net widens by appending a learned constant, because a linear layer would bend 
 nothing, so here a part of it is the action: `[content | action | learned rest]`, one side vector a frame, the same for
 all tokens of the frame. Another part may come from a narrower encoder that runs beside the main path and is chunked as
 it is. All parts start at zero, so at step 0 the model is a plain H-Net. To weigh the idea, the action can be added
-instead, or be a token of its own (`SideConfig.action`).
+instead, or go into the content of F_t alone (`SideConfig.action`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The training loop: batches in, a run folder out.
 
 Everything random in an update follows from (seed, number of the update), so N updates, a restart and N more give the
-bits of 2N in one go. The rate is constant after a warm-up, and the weights handed out are a running average, which does
-what a decaying rate does without having to know when the training will end.
+bits of 2N in one go. The weights handed out are a running average, which does what a rate that decays to zero does
+without having to know when the training will end.
 """
 
 from __future__ import annotations
