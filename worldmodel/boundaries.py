@@ -10,6 +10,7 @@ Shape suffixes: U frames, P patches, V values of a patch.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,8 @@ from worldmodel.router import Routing, Threshold
 
 SMALLEST = 1e-8  # less than one step of one byte makes in a patch of a thousand
 STILL = math.log(2 * SMALLEST)  # a patch that differs less than this stands still
-EDGE = 1e-3  # scores this far below tau still pass: all of those that are as large as tau
+EDGE = 1e-3  # tau lies this far below the scores that it is the quantile of
+BINS, WIDTH = 512, (5 - STILL) / 512  # by which scores are counted
 CONTENT, PLACE = 0, 1  # streams of noise
 
 
@@ -63,10 +65,21 @@ class Motion(Threshold):
     """New where a patch is unlike itself a frame ago, as measured by `Change`; one that stands still never is.
 
     Many patches of a grid world differ by just as much. Where tau falls among those, all of them are new: to leave out
-    one that has changed is to paint it wrong until it changes again.
+    one that has changed is to paint it wrong until it changes again. So tau is not the mean of what the passes say,
+    which lies between two such kinds, but the quantile of all that they met.
     """
 
+    met: Tensor
     still = True
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(rate)
+        self.register_buffer("met", torch.zeros(BINS, dtype=torch.float64))
+        self.logit_tau.fill_(STILL - EDGE)  # until frames have shown their order, all that moves is new
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(prefix + "met", self.met)  # older weights have none: tau alone
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def raw_logit(self, before: Tensor, here: Tensor) -> Tensor:
         """Logarithm of the mean squared difference. Both `(..., V)`."""
@@ -76,12 +89,22 @@ class Motion(Threshold):
         """p', above 1/2 where a patch is new."""
         return torch.sigmoid(self.raw_logit(before, here) - self.logit_tau)
 
+    def renew(self, logit_BL: Tensor, weight_BL: Tensor, share: float) -> None:
+        """Count how far patches moved, and put tau at the quantile of all that were counted since the first pass."""
+        if share == 1:
+            self.met.zero_()
+        place = ((logit_BL.detach() - STILL) / WIDTH).long().clamp(0, BINS - 1)
+        self.met.index_add_(0, place.flatten(), weight_BL.flatten().double())
+        total = self.met.cumsum(0)
+        quantile = torch.searchsorted(total, (1 - self.rate) * total[-1])
+        self.logit_tau.copy_(STILL + WIDTH * quantile.clamp(max=BINS - 1) - EDGE)
+
     def forward(self, x_BLV: Tensor, free_BL: Tensor, weight_BL: Tensor | None) -> Routing:
         """Route patches along time; arguments as in `Router.forward`."""
         weight, learns = self.weighed(free_BL, weight_BL)
         logit = F.pad(self.raw_logit(x_BLV[:, :-1], x_BLV[:, 1:]), (1, 0))
         if learns:
-            self.renew(logit.clamp(min=STILL) - EDGE, weight, self.next_share())
+            self.renew(logit, weight, self.next_share())
         return self.cut(logit, free_BL, weight)
 
 

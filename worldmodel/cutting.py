@@ -163,9 +163,15 @@ class Cutting(nn.Module):
         return Chunks.at(start, torch.ones_like(start, dtype=torch.bool), self.count)
 
     def strided(self, changed_UP: Tensor) -> Tensor:
-        """Where chunks start at a fixed stride, if only some patches changed: `(U, P)` bool."""
-        of_each = zip(changed_UP.split(self.counts, dim=1), self.strides)
-        return torch.cat([new & ((new.long().cumsum(1) - 1) % stride == 0) for new, stride in of_each], dim=1)
+        """Where chunks start at a fixed stride, if only some patches changed: `(U, P)` bool.
+
+        Each chunk of the whole frame that has new patches is one, of those alone: so no two of them share a slot.
+        """
+        place = torch.arange(self.count, device=changed_UP.device)
+        of_whole = (self.fixed_start <= place.unsqueeze(-1)).sum(1)
+        newest = torch.where(changed_UP, place, -1).cummax(1).values
+        before = F.pad(newest[:, :-1], (1, 0), value=-1)  # the last new patch before each
+        return changed_UP & ((before < 0) | (of_whole[before.clamp(min=0)] != of_whole))
 
     def _scored(self, h: Tensor, patches: Tensor, new: New | None) -> Tensor:
         """What the router is shown: what the encoder says, the patches, both, or by how much they surprise."""

@@ -96,6 +96,11 @@ class FrameStage(nn.Module):
         return self.cutting.settled
 
     @property
+    def learns_order(self) -> bool:
+        """Whether frames are coded by something that no loose pictures show, but the order in which they come."""
+        return self.past is not None or (self.time is not None and self.time.learned)
+
+    @property
     def fixed(self) -> bool:
         """Whether a frame is coded the same forever, whenever it comes."""
         return self.cutting.fixed and self.code.settles and self.past is None and self.time is None

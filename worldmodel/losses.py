@@ -18,7 +18,7 @@ from worldmodel.kernels.noise import row_hash
 from worldmodel.kernels.noise import uniform as uniform_noise
 from worldmodel.model import WorldModel
 from worldmodel.outputs import Pass
-from worldmodel.seeing import Seen, loose_frames, see_loose
+from worldmodel.seeing import Seen, loose_frames, see_clips, see_loose
 
 TRIAL = 5  # stream of a key's noise
 
@@ -183,15 +183,25 @@ def picture_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of the first updates: loose frames are coded and painted, their order does not matter yet.
 
+    Where patches are followed through time they come as clips, of patches that move and patches that stand still.
+
     Arguments and result are those of `world_model_loss`.
     """
     stage = model.frame_stage
     loose = loose_frames(batch)
     chosen = loose if len(loose) else torch.arange(len(batch.frames), device=batch.index.device)
-    target, chunks, posterior, routing = see_loose(stage, batch.frames[chosen], key[0])
+    if stage.time is not None and not stage.time.learned:
+        clips = see_clips(stage, batch.frames[chosen], key[0])
+        target, chunks, posterior, routing = clips.patches, clips.chunks, clips.posterior, clips.routing.get("frame")
+    else:
+        target, chunks, posterior, routing = see_loose(stage, batch.frames[chosen], key[0])
+        clips = None
     draws = frame_draws(key[0] + chosen, chosen.new_zeros(()), posterior.shape[1], model.latent.draws)
     latent = model.latent.infer(posterior, draws.latent)
-    painted = stage.decode(latent, None, chunks)
+    if clips is None:
+        painted = stage.decode(latent, None, chunks)
+    else:
+        painted = stage.paint_canvas(stage.code.tell(latent, None).flatten(0, 1)[clips.painted_by()[0]], chunks.gate)
     same_shape(painted, target)
     error = stage.patches.error(painted, target).mean()
     total = config.reconstruction * error

@@ -22,6 +22,8 @@ from worldmodel.layers import Memory
 from worldmodel.router import Routing
 from worldmodel.temporal import Changes
 
+CLIP = 4  # frames of a clip that pictures are learned from
+
 
 @dataclass
 class Seen:
@@ -166,6 +168,31 @@ def see_loose(
     weight = torch.ones(len(frames), device=h.device).long() if uniform_UP is None else None
     chunks, posterior, routing = stage.encode(h, patches, weight, changed, uniform_UP)
     return patches, chunks, posterior, routing
+
+
+def see_clips(stage: FrameStage, frames: Tensor, key: Tensor) -> Seen:
+    """Encode frames as clips, in which each is followed by the next, whatever the two have to do with one another.
+
+    Where patches are followed through time, this is what pictures have to show: what a frame is coded as if some of its
+    patches stood still, whichever they are. That no scene moves like this does not matter. Routers that learn what
+    moves learn nothing here.
+
+    Args:
+        stage: of the model; it follows patches through time.
+        frames: `(U, *observation shape)`.
+        key: says which patches are hidden.
+
+    Returns:
+        One row of all frames.
+    """
+    assert stage.time is not None
+    patches = stage.patches(frames)
+    x, small = stage.look(patches, None, key), stage.small(patches)
+    place = torch.arange(len(frames), device=x.device)
+    new = stage.time(x.unsqueeze(0), small.unsqueeze(0), (place % CLIP == 0).unsqueeze(0), None)
+    chunks, posterior, routing = stage.encode(new.h[0], patches, torch.ones_like(place), new.changed[0])
+    said = {} if routing is None else {"frame": routing}
+    return Seen(patches, place.unsqueeze(0), chunks, posterior, said, new.changed, new.gate)
 
 
 def see_step(

@@ -54,7 +54,7 @@ class TrainConfig:
     end_share: float = 0.25  # rows that hold a reward or a termination
     rare_share: float = 0.25  # rows that hold a frame drawn evenly from the distinct ones
     pictures_first: int = 1500  # updates that only paint loose frames, a tenth of the cost of the others
-    past_first: int = 0  # updates behind them in which an encoder that sees the past learns on; 0: it never rests
+    past_first: int = 0  # updates behind them in which an encoder that learns their order learns on; 0: it never rests
     stride_first: int = 0  # updates, from the very first, that chunk at a fixed stride before a router takes over
     settle: bool = True  # whether the encoder, and what comes from it, stand still behind the pictures
     anneal: int = 0  # updates until `chunks_first` has become `chunks`, and behind the pictures `extra_first` `extra`
@@ -107,9 +107,10 @@ class Trainer:
         self.update = 0
         if not self.config.anneal and (moving := model.config.first_targets):
             raise ValueError(f"{moving[0]} is where a target begins: say with training.anneal when it arrives")
-        if self.config.past_first and model.frame_stage.past is None and model.frame_stage.time is None:
+        if self.config.past_first and not model.frame_stage.learns_order:
             raise ValueError(
-                "training.past_first is of an encoder that sees the past: switch on frame.sees_past or time.layers"
+                "training.past_first is of an encoder that learns from the order of frames: switch on frame.sees_past "
+                "or time.boundary=learned"
             )
         if self.config.stride_first:
             model.frame_stage.cutting.hold_stride(True)
@@ -255,15 +256,15 @@ class Trainer:
     def rests_at(self) -> int | None:
         """The update from which on frames are cut and coded the same forever, None if they never are.
 
-        Behind the pictures, but where frames are coded by those before them: that is not in the pictures, and has yet
-        to be learned.
+        Behind the pictures, but where frames are coded by what those before them have taught: that is not in the
+        pictures, and has yet to be learned.
         """
-        stage, config = self.model.frame_stage, self.config
+        config = self.config
         if not (config.settle and config.pictures_first):
             return None
-        if stage.past is None and stage.time is None:
-            return config.pictures_first
-        return config.pictures_first + config.past_first if config.past_first else None
+        if config.past_first or not self.model.frame_stage.learns_order:
+            return config.pictures_first + config.past_first
+        return None
 
     def _settle(self) -> None:
         """Let what has been learned of single frames rest: what moves all the time cannot be foretold."""

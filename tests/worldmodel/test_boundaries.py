@@ -186,6 +186,22 @@ def test_where_more_moves_the_largest_changes_are_new_and_all_that_are_as_large(
     assert routing.hard_rate > 0.4  # tau fell among many that are equal: none of them is left out
 
 
+def test_what_is_new_follows_from_all_that_was_met_not_from_the_mean_of_the_passes():
+    """Seven passes of eight say that small moves are new, the eighth that only large ones are: all are."""
+    source = Motion(0.3)
+    for large in (2, 2, 2, 8, 2, 2, 2, 2):  # of 20 steps; two more are small, the others stand still
+        x = torch.zeros(1, 21, 12)
+        x[0, 1 : large + 3] = torch.tensor([1.0] * large + [0.1] * 2).cumsum(0)[:, None]
+        x[0, large + 3 :] = x[0, large + 2]
+        routing = source(x, free_after_the_first(x), free_after_the_first(x))
+    assert routing.boundary[0].tolist() == [False] + [True] * 4 + [False] * 16
+
+
+def test_before_frames_have_shown_their_order_all_that_moves_is_new():
+    source, (x, moved) = Motion(0.08), moving(0.5)
+    assert torch.equal(source(x, free_after_the_first(x), None).boundary, moved)
+
+
 def test_motion_is_what_steps_see_too():
     x, _ = moving(0.3)
     source = Motion(0.1)

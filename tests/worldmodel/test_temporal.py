@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from moving_dot import CONFIG, Ring
-from small_models import LEARNED, random_batch, random_model
+from small_models import LEARNED, STRIDE, random_batch, random_model
 from test_training import QUICK, open_loop
 
 from worldmodel.checkpoint import load_model, save_config
-from worldmodel.config import TimeConfig
+from worldmodel.config import LatentConfig, TimeConfig
+from worldmodel.cutting import New
 from worldmodel.model import WorldModel
+from worldmodel.seeing import CLIP, initial_sight, see_clips, see_step
+from worldmodel.side import action_width
 from worldmodel.training import Trainer
 
 MERGED = replace(CONFIG, time=TimeConfig(layers="m1", changes=1.0))
@@ -37,7 +40,8 @@ def test_a_trained_model_renews_what_moves_and_dreams_it(tmp_path: Path, rounds:
     assert new[begins].all()
     chunks = run.chunks.valid.sum(1).view(16, -1)[:, 1:]
     assert (chunks[~begins & ~moved.any(-1)] == 0).all()  # where nothing moves a frame is its own token, and no more
-    assert (chunks[~begins & moved.any(-1)] == 1).all()
+    halves = moved.unflatten(-1, (2, 2)).any(-1).sum(-1)  # of the frame in which something moves: a chunk each
+    assert torch.equal(chunks[~begins], halves[~begins])
     dreamed = open_loop(model)
     assert dreamed.pictures > 0.95
     assert dreamed.rewards > 0.97
@@ -85,3 +89,53 @@ def test_one_round_is_the_last_one() -> None:
     for outer in (0.0, 8.0):
         stage = WorldModel(replace(LEARNED, time=TimeConfig(layers="m1", changes=2.0, changes_outer=outer))).frame_stage
         assert stage.time is not None and stage.time.router.rate.item() == pytest.approx(2 / 12)
+
+
+FOLLOWED = replace(STRIDE, time=TimeConfig(layers="m1", changes=3.0))
+
+
+def test_a_clip_is_seen_as_an_episode_of_its_frames_would_be() -> None:
+    model = random_model(FOLLOWED)
+    stage = model.frame_stage
+    frames = random_batch(FOLLOWED, distinct=2 * CLIP).frames[: 2 * CLIP]
+    frames[1] = frames[0]  # a patch that stands still is not new
+    frames[1, :4] = frames[2, :4]
+    with torch.no_grad():
+        clips = see_clips(stage, frames, torch.tensor(0))
+        for begin in (0, CLIP):
+            memory = initial_sight(stage, 1)
+            action = torch.zeros(1, action_width(FOLLOWED.action))
+            for i in range(begin, begin + CLIP):
+                chunks, posterior, changed = see_step(stage, frames[i : i + 1], action, memory)
+                assert torch.equal(clips.changed[0, i], changed[0])
+                K = int(chunks.valid.sum())
+                assert torch.equal(clips.chunks.start[i][clips.chunks.valid[i]], chunks.start[0, :K])
+                torch.testing.assert_close(clips.posterior[i, :K], posterior[0, :K], atol=1e-4, rtol=1e-4)
+    assert 0 < clips.changed[0, 1].sum() < len(clips.changed[0, 1])
+
+
+def test_what_stands_still_in_a_clip_is_painted_from_the_frame_in_which_it_was_new() -> None:
+    frames = random_batch(FOLLOWED, distinct=CLIP).frames[:1].repeat(CLIP, 1, 1, 1)
+    frames[1, :4] = 255 - frames[0, :4]  # the first row of patches is another one in frame 1, and as before in 2 and 3
+    with torch.no_grad():
+        clips = see_clips(random_model(FOLLOWED).frame_stage, frames, torch.tensor(0))
+    since = clips.painted_by()[0] // clips.chunks.start.shape[1]  # (frames, patches)
+    first_row = torch.arange(12) < 4
+    assert (since[:, ~first_row] == 0).all()
+    assert since[:, first_row].tolist() == [[0] * 4, [1] * 4, [2] * 4, [2] * 4]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_two_new_patches_of_a_chunk_share_a_slot(seed: int) -> None:
+    config = replace(
+        STRIDE, time=TimeConfig(layers="m1", changes=3.0), latent=LatentConfig(groups=6, classes=4, slots=3)
+    )
+    stage = WorldModel(config).frame_stage
+    g = torch.Generator().manual_seed(seed)
+    changed = torch.rand(20, stage.patches.count, generator=g) < 0.4
+    chunks, _ = stage.cutting(torch.zeros(20, 12, 16), torch.zeros(20, 12, 1), None, New.of(changed), None)
+    own = stage.code.own.sum(-1)  # (patches, slots)
+    for of_patch, new in zip(chunks.of_patch, changed, strict=True):
+        assert torch.equal(of_patch >= 0, new)
+        for k in range(int(of_patch.max()) + 1):
+            assert own[of_patch == k].sum(0).max() <= 1
