@@ -56,7 +56,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "sees_past_rests": (*RESTS, "frame.sees_past=true"),
     "paint_past": ("frame.paint_past=true",),
     "time": ("time.layers=m1",),
-    "time_rests": (*RESTS, "time.layers=m1"),
+    "time_rounds": ("time.layers=m1", "time.rounds=2", "time.changes_outer=8"),
     "time_learned": ("time.layers=m1", "time.boundary=learned"),
     "time_learned_rests": (*RESTS, "time.layers=m1", "time.boundary=learned"),
     "not_settled": ("training.settle=false",),
@@ -106,6 +106,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "where a patch differs from the last": "scarce_change",
     },
     "codes": {"a slot for each patch": "plain", "of the whole chunk": "whole"},
+    "time": {"each frame whole": "plain", "merged through time first": "time"},
     "action": {"in the padding": "plain", "added": "action_add", "a token's content": "action_token"},
     "loops": {
         "no core": "plain",
@@ -120,7 +121,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "- and rests after 1,500 updates of rows": "sees_past_rests",
         "the painter sees the past": "paint_past",
         "temporal merging": "time",
-        "- at rest after 1,500 updates of rows": "time_rests",
+        "- in two rounds": "time_rounds",
         "- by a learned router": "time_learned",
         "- - at rest after 1,500 updates of rows": "time_learned_rests",
         "learned router, handed over from a stride": "learned_handed_over",
@@ -155,7 +156,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "- with keys of the last loop": "keys_last",
     },
 }
-SEEDS = {"boundaries": 3, "scarce": 3, "codes": 3, "action": 3, "loops": 3, "mechanisms": 1}
+SEEDS = {"boundaries": 3, "scarce": 3, "codes": 3, "time": 3, "action": 3, "loops": 3, "mechanisms": 1}
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,9 @@ ENVIRONMENTS = {
     "doorkey": Environment("MiniGrid-DoorKey-5x5-v0", 20_000, SEEDS, 50, ROOT / "data" / "doorkey"),
     # Of nine games the one whose detail is most uneven: a quarter of its 8x8 patches holds 89% of the variance inside
     # patches, 57% of them are flat (Breakout 49% and 34%, Ms. Pac-Man 35% and 9%).
-    "pong": Environment("ALE/Pong-v5", 20_000, {"boundaries": 1, "scarce": 1, "codes": 1}, 5, ROOT / "data" / "pong"),
+    "pong": Environment(
+        "ALE/Pong-v5", 20_000, {"boundaries": 1, "scarce": 1, "codes": 1, "time": 1}, 5, ROOT / "data" / "pong"
+    ),
 }
 
 
