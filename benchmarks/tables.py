@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ablation_tables
 import speed_report
 from speed_report import markdown
-from variants import ENVIRONMENTS, GROUPS
+from variants import ENVIRONMENTS, SEEDS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -157,12 +157,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "fidelity": fidelity,
     "fidelity_full": fidelity_full,
-    **{f"ablation_{group}": ablation(ablation_tables.report, group) for group in GROUPS},
+    **{f"ablation_{group}": ablation(ablation_tables.report, group) for group in SEEDS},
     **{
         f"ablation_{group}_pong": ablation(ablation_tables.report, group, "pong")
         for group in ENVIRONMENTS["pong"].groups
     },
-    **{f"glance_{group}": ablation(ablation_tables.glance, group) for group in GROUPS if group != "mechanisms"},
+    **{f"glance_{group}": ablation(ablation_tables.glance, group) for group in SEEDS if group != "mechanisms"},
     **{
         f"glance_{group}_pong": ablation(ablation_tables.glance, group, "pong") for group in ENVIRONMENTS["pong"].groups
     },

@@ -156,7 +156,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "- with keys of the last loop": "keys_last",
     },
 }
-SEEDS = {"boundaries": 3, "scarce": 3, "codes": 3, "time": 3, "action": 3, "loops": 3, "mechanisms": 1}
+SEEDS = {"boundaries": 3, "scarce": 3, "codes": 3, "action": 3, "loops": 3, "mechanisms": 1}
 
 
 @dataclass(frozen=True)
