@@ -1,11 +1,13 @@
-"""What growing is worth: a model of 56x56 pictures that goes on with 112x112 ones, beside one that starts there.
+"""What growing is worth: a model of small pictures that goes on with large ones, beside one that starts with those.
 
     python benchmarks/growing.py                   # collect, train all three, write the JSON and the figure
+    python benchmarks/growing.py --env pong        # 64x64 and 128x128, needs worldmodel[atari]
     python benchmarks/growing.py --models scratch  # only one of them; what is there already stays
 
-DoorKey-5x5 by a random player, in 8 and in 16 pixels a cell. `small` learns the first; `grown` is what it becomes and
-learns the second; `scratch` has the shape of `grown` and learns the second for as long as both together. All are
-measured on held-out episodes by their averaged weights, outside of the clock. A run that was stopped goes on.
+DoorKey-5x5 in 8 and in 16 pixels a cell, or Pong in 64x64 and 128x128, by a random player. `small` learns the first;
+`grown` is what it becomes and learns the second; `scratch` has the shape of `grown` and learns the second for as long
+as both together. All are measured on held-out episodes by their averaged weights, outside of the clock. A run that was
+stopped goes on.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import tyro
-from matplotlib.figure import Figure
+from growing_picture import AHEAD, MODELS, draw
 from timing import ROOT, machine, revision
 
 from worldmodel.batch import Batch
@@ -47,17 +49,38 @@ from worldmodel.scripts.train import GROWN_PICTURES
 from worldmodel.specs import ActionSpec, ObservationSpec
 from worldmodel.training import TrainConfig, Trainer
 
-RESULT = ROOT / "benchmarks" / "results" / "growing.json"
-FIGURE = ROOT / "docs" / "images" / "growing.png"
-ENVIRONMENT = "MiniGrid-DoorKey-5x5-v0"
-WRAPPERS = {"small": "minigrid_rgb", "grown": "minigrid_rgb16", "scratch": "minigrid_rgb16"}
-COLOURS = {"small": "#888a85", "grown": "#cc0000", "scratch": "#3465a4"}
-AHEAD = 15  # dreamed steps after which pictures are compared
-CURVES = {
-    "squared_error": "squared error of a pixel",
-    "bits": "bits to foretell a frame's code",
-    "seen_exact": "frames painted exactly",
-    "dreamed_exact": f"exact after {AHEAD} dreamed steps",
+RESULTS = ROOT / "benchmarks" / "results"
+IMAGES = ROOT / "docs" / "images"
+PAINTED = 256  # held-out frames that are painted, evenly over all of them
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An environment that is seen in two sizes.
+
+    Attributes:
+        name: of the JSON and the figure.
+        id: of the environment.
+        small, large: wrappers of either size.
+        steps: of the random player, to learn from.
+        test_episodes: of each kind, to be measured on.
+    """
+
+    name: str
+    id: str
+    small: tuple[str, ...]
+    large: tuple[str, ...]
+    steps: int
+    test_episodes: int
+
+    def wrappers(self, model: str) -> tuple[str, ...]:
+        """Of the pictures that a model learns."""
+        return self.small if model == "small" else self.large
+
+
+SCENES = {
+    "doorkey": Scene("growing", "MiniGrid-DoorKey-5x5-v0", ("minigrid_rgb",), ("minigrid_rgb16",), 20_000, 50),
+    "pong": Scene("growing_pong", "ALE/Pong-v5", ("skip4", "resize64"), ("skip4", "resize128"), 10_000, 2),
 }
 
 
@@ -65,6 +88,8 @@ CURVES = {
 class Options:
     """What to train, and for how long."""
 
+    env: Literal["doorkey", "pong"] = "doorkey"
+    """What is played."""
     models: tuple[str, ...] = ("small", "grown", "scratch")
     """Which of them; `grown` needs `small` to be done."""
     seconds: float = 90.0
@@ -73,10 +98,20 @@ class Options:
     """Measurements in so many seconds."""
     pictures: int = 1000
     """Updates of small and of scratch that only paint; a grown model has its own number."""
-    steps: int = 20_000
-    """Of the random player."""
-    folder: Path = ROOT / "runs" / "growing"
-    """Where episodes and runs are kept."""
+    steps: int | None = None
+    """Of the random player (default: 20,000 of DoorKey, 10,000 of Pong)."""
+    folder: Path | None = None
+    """Where episodes and runs are kept (default: `runs/growing`, `runs/growing_pong`)."""
+
+    @property
+    def scene(self) -> Scene:
+        """What `env` stands for."""
+        return SCENES[self.env]
+
+    @property
+    def place(self) -> Path:
+        """The folder."""
+        return ROOT / "runs" / self.scene.name if self.folder is None else self.folder
 
 
 def main(options: Options) -> None:
@@ -89,12 +124,13 @@ def main(options: Options) -> None:
 
 def train(name: str, options: Options) -> None:
     """Train one of the models up to its seconds, a point after each slice of them."""
-    run, wrapper = options.folder / name, WRAPPERS[name]
-    store = collect(spec_of(ENVIRONMENT, [wrapper]), options.folder / wrapper, options.steps)
-    tests = load_test_set(store.environment, options.folder / f"{wrapper}_test")
+    run, scene, wrappers = options.place / name, options.scene, options.scene.wrappers(name)
+    data = options.place / wrappers[-1]
+    store = collect(spec_of(scene.id, wrappers), data, options.steps or scene.steps)
+    tests = load_test_set(store.environment, data.with_name(f"{data.name}_test"), scene.test_episodes)
     table = FrameTable.from_store(store)
     trainer, points = begun(name, run, store, table, options)
-    held_out = Held(tests, table, wrapper)
+    held_out = Held(tests, table, wrappers[-1])
     limit, slice_seconds = options.seconds * (2 if name == "scratch" else 1), options.seconds / options.points
     if not points:
         points.append({"update": 0, "cpu_seconds": 0.0, **held_out.measure(trainer.averaged_model())})
@@ -119,7 +155,7 @@ def begun(
     torch.manual_seed(0)
     config = TrainConfig(pictures_first=GROWN_PICTURES if name == "grown" else options.pictures)
     if name == "grown":
-        model = load_model(options.folder / "small").grow()
+        model = load_model(options.place / "small").grow()
     else:
         spec, action = observation_spec(store.observation_space), action_spec(store.action_space)
         model = WorldModel(preset("tiny", spec, action) if name == "small" else of_grown_shape(spec, action))
@@ -147,7 +183,8 @@ class Held:
 
     def __init__(self, tests: TestSet, training: FrameTable, wrapper: str) -> None:
         self.table = tests.table
-        self.vocabulary = TileVocabulary.of(training.frames, TILED[wrapper])
+        self.vocabulary = TileVocabulary.of(training.frames, TILED[wrapper]) if wrapper in TILED else None
+        self.frames = tests.table.frames[:: -(-len(tests.table.frames) // PAINTED)]
         self.windows = choose_windows(tests.table, tests.succeeding, horizons=(AHEAD,), count=64)
         source = Segments(tests.table, batch_size=6, length=24, seed=1)
         self.batches = [source.sample() for _ in range(4)]
@@ -156,15 +193,15 @@ class Held:
     def measure(self, model: WorldModel) -> dict[str, float]:
         """A point of the curves, without its place on them."""
         kl = statistics.mean(self.nats(model, batch) for batch in self.batches)
-        seen = self.scores(model, painted(model, torch.from_numpy(self.table.frames)), self.table.frames)
+        seen = self.scores(model, painted(model, torch.from_numpy(self.frames)), self.frames)
         state = observe_context(model, self.table, self.windows)
         dream, real = open_loop(model, state, self.table, self.windows), truth(self.table, self.windows)
         rows = self.windows.sampled[:, 0]
         dreamed = self.scores(model, dream.frames[rows, 0], real.frames[rows, 0])
-        return {
-            "squared_error": float(seen["squared_error"].mean()),
-            "kl_nats": kl,
-            "bits": kl / math.log(2),
+        point = {"squared_error": float(seen["squared_error"].mean()), "kl_nats": kl, "bits": kl / math.log(2)}
+        if self.vocabulary is None:
+            return point | {"seen_psnr": psnr(seen), "dreamed_psnr": psnr(dreamed)}
+        return point | {
             "seen_exact": float(seen["exact"].mean()),
             "dreamed_exact": float(dreamed["exact"].mean()),
             "dreamed_tiles": float(dreamed["tile_rate"].mean()),
@@ -181,6 +218,11 @@ class Held:
         return float(world_model_loss(model, batch, LossConfig(paint=1), key=key, generator=generator)[1]["latent/kl"])
 
 
+def psnr(scores: dict[str, np.ndarray]) -> float:
+    """In dB, of the mean squared error."""
+    return -10 * math.log10(max(float(scores["squared_error"].mean()), 1e-10))
+
+
 def painted(model: WorldModel, frames: torch.Tensor) -> np.ndarray:
     """Frames as the model paints them from their own codes."""
     stage, pictures = model.frame_stage, []
@@ -193,41 +235,23 @@ def painted(model: WorldModel, frames: torch.Tensor) -> np.ndarray:
 
 def write(options: Options) -> None:
     """The JSON and the figure, of all models that have points."""
-    found = {name: options.folder / name / "points.json" for name in WRAPPERS}
+    scene = options.scene
+    found = {name: options.place / name / "points.json" for name in MODELS}
     models = {name: json.loads(path.read_text()) for name, path in found.items() if path.exists()}
     result = {
         "format_version": 1,
         **revision(),
         "machine": machine(),
-        "environment": ENVIRONMENT,
-        "steps": options.steps,
+        "environment": scene.id,
+        "steps": options.steps or scene.steps,
         "seconds": options.seconds,
         "pictures": {"grown": GROWN_PICTURES, "others": options.pictures},
         "models": models,
     }
-    write_atomically(RESULT, json.dumps(result, indent=1).encode())
-    draw(models)
-    print(f"written to {RESULT} and {FIGURE}")
-
-
-def draw(models: dict[str, list[dict[str, float]]]) -> None:
-    """Each curve against updates and against CPU-seconds; those of `grown` count what `small` had before."""
-    figure = Figure(figsize=(14, 6), layout="constrained")
-    rows = figure.subplots(2, len(CURVES), sharey="col")
-    for axes, x, label in zip(rows, ("update", "cpu_seconds"), ("update of the run", "CPU-seconds in all")):
-        for ax, (curve, title) in zip(axes, CURVES.items()):
-            for name, points in models.items():
-                before = models["small"][-1][x] if name == "grown" and x == "cpu_seconds" else 0.0
-                places, values = [before + p[x] for p in points], [p[curve] for p in points]
-                ax.plot(places, values, ".-", color=COLOURS[name], linewidth=1, label=name)
-            ax.set_title(title, fontsize=10)
-            ax.set_xlabel(label, fontsize=8)
-            ax.grid(alpha=0.3)
-            if curve in ("squared_error", "bits"):
-                ax.set_yscale("log")
-    rows[0][0].legend(fontsize=8)
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURE, dpi=100)
+    path, picture = RESULTS / f"{scene.name}.json", IMAGES / f"{scene.name}.png"
+    write_atomically(path, json.dumps(result, indent=1).encode())
+    draw(models, picture)
+    print(f"written to {path} and {picture}")
 
 
 if __name__ == "__main__":

@@ -97,9 +97,9 @@ def ablation(table: Callable[[str, Path], str], of: str, environment: str = "doo
     return lambda: table(of, RESULTS / "ablation" / environment)
 
 
-def growing() -> str:
+def growing(of: str = "growing") -> str:
     """What a grown model was worth: each model of `growing.py` at its end, the grown one also at once."""
-    result = read("growing")
+    result = read(of)
     if result is None:
         return MISSING
     names = {"small": "half the size", "grown": "grown from it", "scratch": "the full size from the beginning"}
@@ -111,11 +111,15 @@ def growing() -> str:
             seconds = point["cpu_seconds"] + (result["models"]["small"][-1]["cpu_seconds"] if name == "grown" else 0)
             row = [names[name] + ("" if point["update"] else ", at once"), f"{seconds:.0f}", f"{point['update']:,}"]
             row += [f"{point['squared_error']:.1e}", f"{point['bits']:.1f}"]
-            rows.append(
-                [*row, f"{point['seen_exact']:.0%}", f"{point['dreamed_exact']:.0%} ({point['dreamed_tiles']:.1%})"]
-            )
+            if "seen_psnr" in point:
+                truth = ["painted, dB", "after 15 dreamed steps, dB"]
+                row += [f"{point['seen_psnr']:.1f}", f"{point['dreamed_psnr']:.1f}"]
+            else:
+                truth = ["painted exactly", "exact after 15 dreamed steps (tiles)"]
+                row += [f"{point['seen_exact']:.0%}", f"{point['dreamed_exact']:.0%} ({point['dreamed_tiles']:.1%})"]
+            rows.append(row)
     header = ["", "CPU-seconds in all", "updates", "squared error of a value", "bits of a frame's code"]
-    return markdown([*header, "painted exactly", "exact after 15 dreamed steps (tiles)"], rows)
+    return markdown([*header, *truth], rows)
 
 
 def modalities() -> str:
@@ -168,6 +172,7 @@ TABLES: dict[str, Callable[[], str]] = {
     },
     **{f"mechanism_{section}": ablation(ablation_tables.mechanism, section) for section in ablation_tables.SECTIONS},
     "growing": growing,
+    "growing_pong": lambda: growing("growing_pong"),
     "modalities": modalities,
     "realign": realign,
     "speed": lambda: speeds(speed_report.report),

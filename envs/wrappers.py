@@ -72,17 +72,26 @@ def _render(env: gymnasium.Env) -> gymnasium.Env:
 
 def _resize64(env: gymnasium.Env) -> gymnasium.Env:
     """Images averaged down to 64x64, every source pixel counted by its area; of a dict those that it holds."""
+    return _resized(env, 64)
+
+
+def _resize128(env: gymnasium.Env) -> gymnasium.Env:
+    """The same, to 128x128."""
+    return _resized(env, 128)
+
+
+def _resized(env: gymnasium.Env, side: int) -> gymnasium.Env:
 
     def shrink(image: np.ndarray) -> np.ndarray:
         chw = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()
-        small = torch.nn.functional.interpolate(chw[None], size=(64, 64), mode="area")[0]
+        small = torch.nn.functional.interpolate(chw[None], size=(side, side), mode="area")[0]
         return small.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
     def small(space: Space) -> Space | None:
-        return Box(0, 255, (64, 64, space.shape[2]), np.uint8) if _is_picture(space) else None
+        return Box(0, 255, (side, side, space.shape[2]), np.uint8) if _is_picture(space) else None
 
     return _transformed(
-        env, shrink, small, f"the wrapper 'resize64' needs images of uint8, (H, W, C), not {env.observation_space}"
+        env, shrink, small, f"the wrapper 'resize{side}' needs images of uint8, (H, W, C), not {env.observation_space}"
     )
 
 
@@ -184,6 +193,7 @@ WRAPPERS: dict[str, Callable[[gymnasium.Env], gymnasium.Env]] = {
     "render_beside": _render_beside,
     "skip4": SkipFrames,
     "resize64": _resize64,
+    "resize128": _resize128,
     "grayscale": _grayscale,
     "flatten": _flatten,
 }

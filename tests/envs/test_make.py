@@ -31,6 +31,7 @@ EMPTY = "MiniGrid-Empty-5x5-v0"
         (EMPTY, ["minigrid_rgb", "grayscale"], (56, 56, 1), "uint8"),
         ("CartPole-v1", None, (4,), "float32"),
         ("CartPole-v1", ["render", "resize64"], (64, 64, 3), "uint8"),
+        ("CartPole-v1", ["render", "resize128"], (128, 128, 3), "uint8"),
         ("FrozenLake-v1", ["flatten"], (16,), "float32"),
         ("MountainCarContinuous-v0", None, (2,), "float32"),
         ("GymV21Environment-v0", None, None, None),
