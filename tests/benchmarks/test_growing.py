@@ -49,7 +49,7 @@ def test_pictures_without_tiles_are_measured_in_decibels(
     options: growing.Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small, large = ("render", "resize64"), ("render", "resize128")
-    car = growing.Scene("growing_car", "MountainCar-v0", small, large, 100, 2)
+    car = growing.Scene("growing_car", "MountainCar-v0", small, large, 100, 2, 0.4)
     monkeypatch.setitem(growing.SCENES, "pong", car)
     monkeypatch.setattr(growing, "PAINTED", 8)
     options.steps = None
