@@ -1,10 +1,10 @@
 """Where chunks may start, beside a fixed stride and H-Net's router: plain rules to weigh it against.
 
 `Change` starts a chunk where a patch is unlike the one before it, `Random` anywhere, `Motion` where a patch is unlike
-itself a frame ago: at the same rate, with the same cap and the same report as the router, but with nothing to learn,
-and so without a gate for a gradient.
+itself when it was last new: at the same rate, with the same cap and the same report as the router, but with nothing to
+learn, and so without a gate for a gradient.
 
-Shape suffixes: U frames, P patches, V values of a patch.
+Shape suffixes: U frames, B rows, T frames of a row, P patches, V values of a patch.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def tied(patches: int) -> Tensor:
 
 
 class Motion(Threshold):
-    """New where a patch is unlike itself a frame ago, as measured by `Change`; one that stands still never is.
+    """New where a patch is unlike what it was when it was last new; one that stands still never is.
 
     Many patches of a grid world differ by just as much. Where tau falls among those, all of them are new: to leave out
     one that has changed is to paint it wrong until it changes again. So tau is not the mean of what the passes say,
@@ -81,13 +81,9 @@ class Motion(Threshold):
         state_dict.setdefault(prefix + "met", self.met)  # older weights have none: tau alone
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def raw_logit(self, before: Tensor, here: Tensor) -> Tensor:
-        """Logarithm of the mean squared difference. Both `(..., V)`."""
-        return ((here - before).float().square().mean(-1) + SMALLEST).log()
-
-    def probability(self, before: Tensor, here: Tensor) -> Tensor:
-        """p', above 1/2 where a patch is new."""
-        return torch.sigmoid(self.raw_logit(before, here) - self.logit_tau)
+    def probability(self, logit: Tensor) -> Tensor:
+        """p', above 1/2 where a patch is new, from what `moved` says of it."""
+        return torch.sigmoid(logit - self.logit_tau)
 
     def renew(self, logit_BL: Tensor, weight_BL: Tensor, share: float) -> None:
         """Count how far patches moved, and put tau at the quantile of all that were counted since the first pass."""
@@ -99,13 +95,40 @@ class Motion(Threshold):
         quantile = torch.searchsorted(total, (1 - self.rate) * total[-1])
         self.logit_tau.copy_(STILL + WIDTH * quantile.clamp(max=BINS - 1) - EDGE)
 
-    def forward(self, x_BLV: Tensor, free_BL: Tensor, weight_BL: Tensor | None) -> Routing:
-        """Route patches along time; arguments as in `Router.forward`."""
+    def forward(self, logit_BL: Tensor, free_BL: Tensor, weight_BL: Tensor | None) -> Routing:
+        """Route patches along time by what `moved_since` says of them; the rest is as in `Router.forward`.
+
+        A pass is cut where the passes before it say: how far a patch has moved depends on when it was new.
+        """
         weight, learns = self.weighed(free_BL, weight_BL)
-        logit = F.pad(self.raw_logit(x_BLV[:, :-1], x_BLV[:, 1:]), (1, 0))
+        routing = self.cut(logit_BL, free_BL, weight)
         if learns:
-            self.renew(logit, weight, self.next_share())
-        return self.cut(logit, free_BL, weight)
+            self.renew(logit_BL, weight, self.next_share())
+        return routing
+
+
+def moved(before: Tensor, here: Tensor) -> Tensor:
+    """How far patches are from what they were, a logit: the logarithm of the mean squared difference. `(..., V)`."""
+    return ((here - before).float().square().mean(-1) + SMALLEST).log()
+
+
+def moved_since(patches_BTPV: Tensor, reset_BT: Tensor, logit_tau: Tensor) -> Tensor:
+    """How far each patch is from what it was when it was last new, and so from what is painted of it: `(B, T, P)`.
+
+    Were it held against the frame before, what drifts slowly would never be new again.
+
+    Args:
+        patches_BTPV: of rows of frames.
+        reset_BT: frames at which all patches are new.
+        logit_tau: a patch that has moved by more is new.
+    """
+    held, said = patches_BTPV[:, 0], [torch.full_like(patches_BTPV[:, 0, :, 0], STILL, dtype=torch.float32)]
+    for t in range(1, patches_BTPV.shape[1]):
+        here = patches_BTPV[:, t]
+        said.append(moved(held, here))
+        new = (torch.sigmoid(said[-1] - logit_tau) > 0.5) | reset_BT[:, t, None]  # as `Threshold.cut` has it
+        held = torch.where(new.unsqueeze(-1), here, held)
+    return torch.stack(said, 1)
 
 
 class Random(Threshold):

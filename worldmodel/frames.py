@@ -58,7 +58,7 @@ class FrameStage(nn.Module):
             )
         self.unseen = nn.Parameter(torch.zeros(D)) if self.hidden else None  # what it gets in their place
         self.past = PastFrame(V, action_width(config.action), D) if frame.sees_past else None
-        self.time = TemporalStage(config, P, V) if config.time.layers else None
+        self.time = TemporalStage(config, P, self.patches.values) if config.time.layers else None
         self.encoder = Stack(frame.encoder_layers, D, heads=frame.heads, mamba=config.mamba, causal=False)
         self.cutting = Cutting(frame, self.patches, V, config.mamba)
         self.code = make_code(config, latent, self.patches.part, self.cutting.strides)

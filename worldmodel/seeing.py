@@ -113,11 +113,10 @@ def _through_time(stage: FrameStage, batch: Batch, action_BTA: Tensor, key: Tens
     x = stage.look(patches, past, key)
     reset = batch.start.clone()
     reset[:, 0] = True
-    small = stage.small(patches)
-    in_rows = (of_all[: B * T].unflatten(0, (B, T)) for of_all in (x, small))
+    in_rows = (of_all[: B * T].unflatten(0, (B, T)) for of_all in (x, patches))
     with stage.at_rest():
         rows = stage.time(*in_rows, reset, torch.ones_like(reset, dtype=torch.float32))
-    alone = _first_ones(stage, x[B * T :], small[B * T :])
+    alone = _first_ones(stage, x[B * T :], patches[B * T :])
     h = torch.cat([rows.h.flatten(0, 1), alone.h.squeeze(1)])
     changed = torch.cat([rows.changed.flatten(0, 1), alone.changed.squeeze(1)])
     index = torch.arange(B * T, device=batch.index.device).view(B, T)
@@ -138,12 +137,12 @@ def loose_frames(batch: Batch) -> Tensor:
     return (torch.bincount(batch.index.flatten(), minlength=len(batch.frames)) == 0).nonzero().squeeze(1)
 
 
-def _first_ones(stage: FrameStage, x_nPD: Tensor, small_nPV: Tensor) -> Changes:
+def _first_ones(stage: FrameStage, x_nPD: Tensor, patches_nPV: Tensor) -> Changes:
     """What is said of frames each of which is the first of an episode; with an axis of time, of length 1."""
     assert stage.time is not None
     first = torch.ones(len(x_nPD), 1, dtype=torch.bool, device=x_nPD.device)
     with stage.at_rest():
-        return stage.time(x_nPD.unsqueeze(1), small_nPV.unsqueeze(1), first, None)
+        return stage.time(x_nPD.unsqueeze(1), patches_nPV.unsqueeze(1), first, None)
 
 
 def see_loose(
@@ -163,7 +162,7 @@ def see_loose(
     patches = stage.patches(frames)
     h, changed = stage.look(patches, None, key), None
     if stage.time is not None:
-        new = _first_ones(stage, h, stage.small(patches))
+        new = _first_ones(stage, h, patches)
         h, changed = new.h.squeeze(1), new.changed.squeeze(1)
     weight = torch.ones(len(frames), device=h.device).long() if uniform_UP is None else None
     chunks, posterior, routing = stage.encode(h, patches, weight, changed, uniform_UP)
@@ -187,9 +186,9 @@ def see_clips(stage: FrameStage, frames: Tensor, key: Tensor) -> Seen:
     """
     assert stage.time is not None
     patches = stage.patches(frames)
-    x, small = stage.look(patches, None, key), stage.small(patches)
+    x = stage.look(patches, None, key)
     place = torch.arange(len(frames), device=x.device)
-    new = stage.time(x.unsqueeze(0), small.unsqueeze(0), (place % CLIP == 0).unsqueeze(0), None)
+    new = stage.time(x.unsqueeze(0), patches.unsqueeze(0), (place % CLIP == 0).unsqueeze(0), None)
     chunks, posterior, routing = stage.encode(new.h[0], patches, torch.ones_like(place), new.changed[0])
     said = {} if routing is None else {"frame": routing}
     return Seen(patches, place.unsqueeze(0), chunks, posterior, said, new.changed, new.gate)
@@ -220,7 +219,7 @@ def see_step(
         memory["seen.patches"], memory["seen.known"] = stage.small(patches), torch.ones_like(memory["seen.known"])
     h = stage.look(patches, past)
     if stage.time is not None:
-        new = stage.time.step(h, stage.small(patches), memory)
+        new = stage.time.step(h, patches, memory)
         h, changed = new.h, new.changed
     chunks, posterior, _ = stage.encode(h, patches, None, changed)
     return chunks, posterior, changed

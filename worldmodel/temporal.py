@@ -1,8 +1,9 @@
 """Temporal merging: each patch position is followed through time before space is merged.
 
-A causal Mamba-2 runs along time, all positions side by side, and a threshold along time asks whether a patch has
-changed enough to begin a new chunk. One that has not stays in its old chunk: the frame stage does not see it, it costs
-no token, and the painter goes on with the latent that it had. A scene that stands still costs one token a frame.
+A causal Mamba-2 runs along time, all positions side by side, and a threshold asks whether a patch has changed enough,
+since it was last new, to begin a new chunk. One that has not stays in its old chunk: the frame stage does not see it,
+it costs no token, and the painter goes on with the latent that it had. A scene that stands still costs one token a
+frame.
 
 Time and space can take turns: behind the first round attention goes over the new patches of each frame, and a second
 stage follows the patches as they are then, and asks again. Only what was new in every round is new in the end.
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from worldmodel.boundaries import Motion
+from worldmodel.boundaries import Motion, moved, moved_since
 from worldmodel.config import ModelConfig
 from worldmodel.kernels.compaction import compact, take
 from worldmodel.layers import Memory, Stack
@@ -71,27 +72,39 @@ class TemporalStage(nn.Module):
         self.stack = Stack(time.layers, width, heads=1, mamba=config.mamba, causal=True)
         rate, self.learned = changes / patches, time.boundary == "learned"
         self.router: Router | Motion = Router(width, rate) if self.learned else Motion(rate)
-        self.scored = width if self.learned else values
+        self.round, self.scored = round, width if self.learned else values
         self.space = self.inner = None
         if round + 1 < time.rounds:
             self.space = Stack(time.space, width, heads=config.frame.heads, mamba=config.mamba, causal=False)
             self.inner = TemporalStage(config, patches, values, round + 1)
 
-    def forward(self, x_BTPD: Tensor, patches_BTPV: Tensor, reset_BT: Tensor, weight_BT: Tensor | None) -> Changes:
+    def forward(
+        self,
+        x_BTPD: Tensor,
+        patches_BTPV: Tensor,
+        reset_BT: Tensor,
+        weight_BT: Tensor | None,
+        moves_BTP: Tensor | None = None,
+    ) -> Changes:
         """Whole rows.
 
         Args:
             x_BTPD: embedded patches.
-            patches_BTPV: the patches.
+            patches_BTPV: the patches, as fine as they are painted.
             reset_BT: frames at which a piece begins and all patches are new.
             weight_BT: how often each frame counts in the statistics of the threshold; None leaves them alone.
+            moves_BTP: how far patches have moved, as the first round tells the others.
         """
+        if moves_BTP is None and not self.learned:
+            # Only what is new in every round is painted anew.
+            highest = torch.stack([router.logit_tau for router in self.routers]).amax()
+            moves_BTP = moved_since(patches_BTPV, reset_BT, highest)
         B, T, P, _ = x_BTPD.shape
         reset = reset_BT.unsqueeze(1).expand(B, P, T).flatten(0, 1)  # rows of positions
         h = x_BTPD.transpose(1, 2).flatten(0, 1)
         h = h + self.stack(h, reset)
         weight = None if weight_BT is None else weight_BT.unsqueeze(1).expand(B, P, T).flatten(0, 1)
-        scored = h if self.learned else patches_BTPV.transpose(1, 2).flatten(0, 1)
+        scored = h if moves_BTP is None else moves_BTP.transpose(1, 2).flatten(0, 1)
         routing = self.router(scored, (~reset).float(), weight)
         changed, p = routing.boundary | reset, torch.where(reset, 1.0, routing.probability)
         gate = straight_through(p, changed) if self.learned else torch.ones_like(p)
@@ -99,7 +112,7 @@ class TemporalStage(nn.Module):
         if self.inner is None:
             return Changes(h, changed, gate, {self.name: routing})
         h = self._among_the_new(h.flatten(0, 1), changed.flatten(0, 1)).unflatten(0, (B, T))
-        inner = self.inner(h, patches_BTPV, reset_BT, weight_BT)
+        inner = self.inner(h, patches_BTPV, reset_BT, weight_BT, moves_BTP)
         return Changes(inner.h, changed & inner.changed, gate * inner.gate, {self.name: routing, **inner.routing})
 
     def _among_the_new(self, h_nPD: Tensor, changed_nP: Tensor) -> Tensor:
@@ -131,11 +144,12 @@ class TemporalStage(nn.Module):
         name = self.name
         memory = self.stack.initial_memory(batch * self.patches, name)
         memory = {name: value.unflatten(0, (batch, self.patches)) for name, value in memory.items()}
-        memory[f"{name}.before"] = tau.new_zeros(batch, self.patches, self.scored)
+        if self.learned or self.round == 0:  # what the router saw a frame ago, or each patch as it was when it was new
+            memory[f"{name}.before"] = tau.new_zeros(batch, self.patches, self.scored)
         memory[f"{name}.begun"] = torch.zeros(batch, dtype=torch.bool, device=tau.device)
         return memory if self.inner is None else memory | self.inner.initial_memory(batch)
 
-    def step(self, x_BPD: Tensor, patches_BPV: Tensor, memory: Memory) -> Changes:
+    def step(self, x_BPD: Tensor, patches_BPV: Tensor, memory: Memory, moves_BP: Tensor | None = None) -> Changes:
         """One frame of each row; entries of `memory` are replaced, the tensors themselves are left alone."""
         B, P, D = x_BPD.shape
         own = f"{self.name}."
@@ -149,13 +163,21 @@ class TemporalStage(nn.Module):
         x = x_BPD.flatten(0, 1)
         h = x + self.stack.step(x, rows, self.name, torch.zeros(B * P, dtype=torch.int64, device=x.device))
         h = h.view(B, P, D)
-        scored = h if self.learned else patches_BPV
-        p = self.router.probability(memory[own + "before"], scored)
+        if isinstance(self.router, Motion):
+            if moves_BP is None:
+                moves_BP = moved(memory[own + "before"], patches_BPV)
+            p = self.router.probability(moves_BP)
+        else:
+            p = self.router.probability(memory[own + "before"], h)
+            memory[own + "before"] = h
         p = torch.where(begun.unsqueeze(1), p, 1.0)
         memory.update({name: value.unflatten(0, (B, P)) for name, value in rows.items()})
-        memory[own + "before"], memory[own + "begun"] = scored, torch.ones_like(begun)
-        changed = p > 0.5
-        if self.inner is None:
-            return Changes(h, changed, torch.ones_like(p))
-        inner = self.inner.step(self._among_the_new(h, changed), patches_BPV, memory)
-        return Changes(inner.h, changed & inner.changed, inner.gate)
+        memory[own + "begun"] = torch.ones_like(begun)
+        changes = Changes(h, p > 0.5, torch.ones_like(p))
+        if self.inner is not None:
+            inner = self.inner.step(self._among_the_new(h, changes.changed), patches_BPV, memory, moves_BP)
+            changes = Changes(inner.h, changes.changed & inner.changed, inner.gate)
+        if self.round == 0 and not self.learned:
+            held = memory[own + "before"]
+            memory[own + "before"] = torch.where(changes.changed.unsqueeze(-1), patches_BPV, held)
+        return changes

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from small_models import CONFIGS, LEARNED, STRIDE, random_batch, random_frames, random_model
 
-from worldmodel.boundaries import Change, Motion, Random, content_key
+from worldmodel.boundaries import Change, Motion, Random, content_key, moved, moved_since
 from worldmodel.losses import LossConfig, picture_loss, world_model_loss
 from worldmodel.model import WorldModel
 
@@ -156,6 +156,13 @@ def test_every_source_keeps_to_the_cap(boundary):
     assert count.min() < 4
 
 
+def since(source, x, weight=None, reset=None):
+    """What the source says of positions `(L, T, V)` followed through time."""
+    begins = F.pad(torch.zeros(1, x.shape[1] - 1, dtype=torch.bool), (1, 0), value=True) if reset is None else reset
+    logit = moved_since(x.transpose(0, 1).unsqueeze(0), begins, source.logit_tau)[0].T
+    return source(logit, free_after_the_first(x), weight)
+
+
 def moving(share, seed=0):
     """Tiles followed through time, `(49, 200, 12)`: each becomes another kind in this share of the steps."""
     g = torch.Generator().manual_seed(seed)
@@ -168,10 +175,10 @@ def moving(share, seed=0):
 def test_where_less_moves_than_may_be_new_just_that_is_new(share):
     source = Motion(0.08)
     for seed in range(4):
-        x, moved = moving(share, seed)
-        routing = source(x, free_after_the_first(x), free_after_the_first(x))
-        wrong = (routing.boundary != moved).sum()
-        assert wrong == 0 if share < 0.08 else wrong <= 0.1 * moved.sum()
+        x, moves = moving(share, seed)
+        routing = since(source, x, free_after_the_first(x))
+        wrong = (routing.boundary != moves).sum()
+        assert wrong == 0 if share < 0.08 else wrong <= 0.1 * moves.sum()
 
 
 def test_where_more_moves_the_largest_changes_are_new_and_all_that_are_as_large():
@@ -180,7 +187,7 @@ def test_where_more_moves_the_largest_changes_are_new_and_all_that_are_as_large(
     x[0, 1::2] = 1.0  # half of all steps: up by 1 or down to 0.5, and down by the same
     x[0, 3::4] = 0.5
     for _ in range(3):
-        routing = source(x, free_after_the_first(x), free_after_the_first(x))
+        routing = since(source, x, free_after_the_first(x))
     d = F.pad(x[0].diff(dim=0).square().mean(-1), (1, 0))
     assert torch.equal(routing.boundary[0], d == 1.0)
     assert routing.hard_rate > 0.4  # tau fell among many that are equal: none of them is left out
@@ -193,19 +200,42 @@ def test_what_is_new_follows_from_all_that_was_met_not_from_the_mean_of_the_pass
         x = torch.zeros(1, 21, 12)
         x[0, 1 : large + 3] = torch.tensor([1.0] * large + [0.1] * 2).cumsum(0)[:, None]
         x[0, large + 3 :] = x[0, large + 2]
-        routing = source(x, free_after_the_first(x), free_after_the_first(x))
+        routing = since(source, x, free_after_the_first(x))
     assert routing.boundary[0].tolist() == [False] + [True] * 4 + [False] * 16
 
 
 def test_before_frames_have_shown_their_order_all_that_moves_is_new():
-    source, (x, moved) = Motion(0.08), moving(0.5)
-    assert torch.equal(source(x, free_after_the_first(x), None).boundary, moved)
+    source, (x, moves) = Motion(0.08), moving(0.5)
+    assert torch.equal(since(source, x).boundary, moves)
 
 
 def test_motion_is_what_steps_see_too():
     x, _ = moving(0.3)
     source = Motion(0.1)
-    source(x, free_after_the_first(x), free_after_the_first(x))
-    rows = source.eval()(x, free_after_the_first(x), None)
-    steps = source.probability(x[:, :-1], x[:, 1:])
-    assert torch.equal(rows.boundary[:, 1:], steps > 0.5)
+    since(source, x, free_after_the_first(x))
+    rows = since(source.eval(), x)
+    held = x[:, 0]
+    for t in range(1, x.shape[1]):
+        new = source.probability(moved(held, x[:, t])) > 0.5
+        assert torch.equal(rows.boundary[:, t], new)
+        held = torch.where(new.unsqueeze(-1), x[:, t], held)
+
+
+def test_what_drifts_slowly_is_new_when_it_has_come_far():
+    """Half of the patches jump, half drift by a thousandth of that a step: those come far in a hundred steps, too."""
+    source = Motion(0.25)
+    steps = torch.arange(200.0)
+    jumps, drifts = (steps % 2).expand(8, 200), (steps / 100).expand(8, 200)
+    x = torch.cat([jumps, drifts]).unsqueeze(-1).expand(-1, -1, 12)
+    for _ in range(4):
+        routing = since(source, x, free_after_the_first(x))
+    assert routing.boundary[:8, 1:].all()
+    since_new = torch.where(routing.boundary, steps, 0.0).cummax(1).values
+    far = x[8:, :, 0] - x[8:, :, 0].gather(1, since_new[8:].long())
+    assert 0.9 < far.max() < 1.1 and routing.boundary[8:].sum() >= 8
+
+
+def test_a_new_piece_is_held_against_nothing_before_it():
+    x = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(1, 4, 1).expand(3, 4, 12)
+    source, begins = Motion(0.2), torch.tensor([[True, False, True, False]])
+    assert not since(source, x, reset=begins).boundary[:, 3].any()

@@ -11,7 +11,7 @@ from small_models import CONFIGS, LEARNED, STRIDE, random_actions, random_batch,
 from test_training import Noise
 
 from worldmodel.checkpoint import load_model, save_model
-from worldmodel.config import FrameConfig, ModelConfig
+from worldmodel.config import FrameConfig, ModelConfig, TimeConfig
 from worldmodel.losses import LossConfig, world_model_loss
 from worldmodel.model import WorldModel
 from worldmodel.outputs import StepOutput
@@ -76,6 +76,37 @@ def test_what_has_just_grown_sees_a_large_picture_as_the_mean_of_its_pixels(name
         small, large = encode(model, halved(frames)), encode(grown, frames)
     assert torch.equal(small[0].start, large[0].start)
     torch.testing.assert_close(small[1], large[1], atol=1e-5, rtol=1e-5)
+
+
+FOLLOWED = replace(STRIDE, time=TimeConfig(layers="m1", changes=3.0))
+
+
+def changed(model: WorldModel, frames: torch.Tensor) -> torch.Tensor:
+    """Which patches are new in the frames of one episode, `(T, P)`."""
+    row = torch.arange(len(frames)).unsqueeze(0)
+    start = row == 0
+    batch = replace(random_batch(model.config, rows=1, length=len(frames)), frames=frames, index=row, start=start)
+    with torch.no_grad():
+        seen = model.eval()(replace(batch, first=start), torch.zeros(1, dtype=torch.int64)).seen
+    assert seen.changed is not None
+    return seen.changed[0]
+
+
+def test_what_has_just_grown_calls_the_same_patches_new() -> None:
+    model = WorldModel(FOLLOWED)  # all that moves is new
+    frames = random_frames(FOLLOWED, 3, 1)
+    frames[1, :5] = frames[0, :5]
+    small = changed(model, frames)
+    assert 0 < small[1].sum() < len(small[1])
+    assert torch.equal(changed(model.grow(), doubled(frames)), small)
+
+
+def test_what_has_grown_sees_a_change_that_leaves_the_means_of_pixels_as_they_were() -> None:
+    grown = WorldModel(FOLLOWED).grow()
+    size = random_frames(grown.config, 1, 0).shape
+    row, column = torch.arange(size[1])[:, None, None], torch.arange(size[2])[:, None]
+    board = (200 * ((row + column) % 2)).expand(size[1:]).to(torch.uint8)
+    assert changed(grown, torch.stack([board, 200 - board, 200 - board])).all(1).tolist() == [True, True, False]
 
 
 def test_64_pixels_become_128() -> None:
