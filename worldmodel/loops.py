@@ -16,7 +16,7 @@ Shape suffixes: B rows, M main tokens, T tokens of a call, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from operator import itemgetter
 
 import torch
@@ -27,7 +27,16 @@ from worldmodel.config import LoopConfig
 from worldmodel.layers import Memory
 from worldmodel.loop_core import Core, Ran, moved
 from worldmodel.loop_past import RingPast, RowPast, Sight
-from worldmodel.loop_plan import LoopCues, LoopPlan, draw_loops, plan_backprop, plan_loops, starting_noise
+from worldmodel.loop_plan import (
+    LoopCues,
+    LoopPlan,
+    Purse,
+    draw_loops,
+    plan_backprop,
+    plan_loops,
+    plan_step,
+    starting_noise,
+)
 
 
 @dataclass
@@ -167,6 +176,9 @@ class LoopedCore(Core):
         memory = self._rings(batch, name, self.config.max_loops)
         if self.config.warm_start:
             memory[f"{name}.state"] = self.adapter.weight.new_zeros(batch, self.adapter.out_features)
+        if self.config.budget:
+            purse = Purse.empty(self.adapter.weight.new_zeros(batch))
+            memory |= {f"{name}.purse.{what}": value for what, value in vars(purse).items()}
         return memory
 
     def step(
@@ -199,12 +211,22 @@ class LoopedCore(Core):
             memory |= {ring: memory[ring].clone() for ring in self._ring_names(name)}  # once for all loops
         s = memory[f"{name}.state"] if self.config.warm_start else torch.zeros_like(e_BD)
         pasts = self._ring_pasts(memory, name, count_B, in_place=writes)
-        loops = plan_loops(self.config, self._base(), cues)
+        loops = self._plan_step(memory, name, cues, active_B)
         plan = LoopPlan(loops, None, active_B, self.config.exit)
         ran = self.run(s, e_BD, count_B, pasts, plan)
         if self.config.warm_start:
             memory[f"{name}.state"] = ran.s
         return ran.s
+
+    def _plan_step(self, memory: Memory, name: str, cues: LoopCues, active_B: Tensor | None) -> int | Tensor:
+        before = None
+        if self.config.budget:
+            before = Purse(*(memory[f"{name}.purse.{field.name}"] for field in fields(Purse)))
+        loops, after = plan_step(self.config, self._base(), cues, before)
+        if before is not None and after is not None:
+            after = after if active_B is None else after.where(active_B, before)
+            memory |= {f"{name}.purse.{what}": value for what, value in vars(after).items()}
+        return loops
 
     # ---- what both share ------------------------------------------------------------------------------------------
 
