@@ -27,7 +27,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "path": ("side.path",),
     "x0": ("causal.0.cut_off",),
     "residual": ("causal.0.residual",),
-    "values": ("side.values",),
+    "values": ("causal.0.extra", "side.values"),  # a main network that sees F_t alone has no codes to embed
     "loops": ("causal.0.extra", "main.loop."),  # a core that follows the router needs the extra tokens
     "order": ("frame.order",),
     "hidden": ("frame.mask", "latent.forget"),
