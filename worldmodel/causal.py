@@ -39,13 +39,21 @@ class CausalStage(nn.Module):
         config: of the whole model.
         latent_width: Z.
         tokens: of a frame that reach the stage on average, and the fewest that do while targets move.
+        frames: how many of those are F_t: 1, or fewer if a stage around this one forces none.
         level: which of the causal stages this is, 0 the outermost.
 
     Raises:
         ValueError: its router is to start more chunks than there are tokens, or than its cap lets it.
     """
 
-    def __init__(self, config: ModelConfig, latent_width: int, tokens: tuple[float, float], level: int = 0) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        latent_width: int,
+        tokens: tuple[float, float],
+        frames: float = 1.0,
+        level: int = 0,
+    ) -> None:
         super().__init__()
         causal, side, mamba = config.causal[level], config.side, config.mamba
         around = config.frame.width if level == 0 else config.causal[level - 1].width
@@ -75,16 +83,22 @@ class CausalStage(nn.Module):
         self.decoder = stack(causal.decoder_layers, recalls=causal.cut_off)
         innermost = level + 1 == len(config.causal)
         fewest = min(causal.extra_first or causal.extra, causal.extra)
-        inside = (causal.frame_boundary + causal.extra, causal.frame_boundary + fewest)
+        forced = frames * causal.frame_boundary
+        inside, of_those = (
+            (forced + causal.extra, forced + fewest),
+            self._frames_inside(causal.extra, tokens[0], frames),
+        )
         self.inner: CausalStage | MainNetwork = (
-            MainNetwork(config, latent_width) if innermost else CausalStage(config, latent_width, inside, level + 1)
+            MainNetwork(config, latent_width)
+            if innermost
+            else CausalStage(config, latent_width, inside, of_those, level + 1)
         )
         self.recall = nn.Linear(self.inner.width - causal.width, causal.width, bias=False) if causal.cut_off else None
         self.residual = None if causal.residual == "none" else Residual(causal, mamba)
         self.embed_length = nn.Parameter(torch.zeros(LONGEST + 1, causal.width)) if causal.lengths else None
         self.router = None
         if causal.extra > 0:
-            if max(causal.extra, causal.extra_first) >= (free := min(tokens) - self.frame_boundary):
+            if max(causal.extra, causal.extra_first) >= (free := min(tokens) - forced):
                 raise ValueError(
                     f"causal.{level}.extra={max(causal.extra, causal.extra_first):g} is too many: of a frame {free:g} "
                     f"tokens reach that stage{' beside F_t' * self.frame_boundary}, and fewer should start a chunk"
@@ -94,22 +108,22 @@ class CausalStage(nn.Module):
                     f"causal.{level}.extra={causal.extra:g} is the mean of what causal.{level}.max_extra="
                     f"{causal.max_extra} caps: raise the cap"
                 )
-            self.router = Router(causal.width, rate=self._rate(causal.extra, tokens[0]))
+            self.router = Router(causal.width, rate=causal.extra / (tokens[0] - forced))
         self.smoothed_width = self.inner.width if causal.cut_off else causal.width
         self.inner_names = tuple(self.inner.initial_memory(1))
 
-    def _rate(self, extra: float, tokens: float) -> float:
-        """Extra boundaries among the tokens of a frame that are free to start a chunk; a forced F_t is not."""
-        return extra / (tokens - self.frame_boundary)
+    def _frames_inside(self, extra: float, tokens: float, frames: float) -> float:
+        """F_t of a frame that reach what is inside: all that come here, or as many of them as of other tokens."""
+        return frames if self.frame_boundary else frames * extra / tokens
 
-    def anneal(self, progress: float, tokens: float) -> None:
+    def anneal(self, progress: float, tokens: float, frames: float = 1.0) -> None:
         """Set the routers' rates to where they stand, for so many `tokens` a frame; see `WorldModel.anneal`."""
-        extra = 0.0
+        extra, forced = 0.0, frames * self.frame_boundary
         if self.router is not None:
             extra = on_the_way(self.config.extra_first, self.config.extra, progress, depth=1 + self.level)
-            self.router.aim(self._rate(extra, tokens))
+            self.router.aim(extra / (tokens - forced))
         if isinstance(self.inner, CausalStage):
-            self.inner.anneal(progress, self.frame_boundary + extra)
+            self.inner.anneal(progress, forced + extra, self._frames_inside(extra, tokens, frames))
 
     # ---- whole rows -----------------------------------------------------------------------------------------------
 

@@ -76,7 +76,9 @@ class FrameConfig:
     boundary: str = "stride"
     chunks: float = 4.0  # chunks a frame: exact for "stride", the target mean for the others
     chunks_first: float = 0.0  # the target when training begins (0: the same), on its way while the targets anneal
-    max_chunks: int = 8  # cap where chunks are not fixed: the most probable boundaries of a frame win
+    # Cap where chunks are not fixed: the most probable boundaries of a frame win. Where it bites there are fewer than
+    # `chunks` in the mean.
+    max_chunks: int = 8
     # Where observations have several modalities, `patch` and what is said of chunks is about the first of them, the cap
     # about all; these are the others.
     beside: tuple[BesideConfig, ...] = ()
@@ -105,6 +107,7 @@ class TimeConfig:
     layers: str = ""  # Mamba-2 over time, as in "m1"
     boundary: str = "change"  # what a patch has to do to begin anew; "learned" asks a router
     changes: float = 4.0  # patches a frame that begin anew; the others stay in their old chunk and cost no token
+    changes_first: float = 0.0  # the target when rows are first learned (0: the same), on its way while targets anneal
     rounds: int = 1  # time, then space, then time again: what is new in one round is asked again in the next
     space: str = "t1"  # attention over the new patches of a frame, between two rounds
     changes_outer: float = 0.0  # patches that are new in the first round, fewer from round to round (0: as in the last)
@@ -161,7 +164,7 @@ class CausalConfig:
     # a frame that is cut up whole: one with a third of the chunks has a third of them.
     extra: float = 0.0
     extra_first: float = 0.0  # the target when training begins (0: the same), on its way while the targets anneal
-    max_extra: int = 2  # cap of those, a frame
+    max_extra: int = 2  # cap of those, a frame; where it bites, there are fewer than `extra` in the mean
     residual: str = "linear"  # from encoder to decoder: "none", "linear", "mamba" (a layer), "attention" (a layer)
     cut_off: bool = False  # whether what is cut off on the way out is shown to the decoder's layers (x0)
     lengths: bool = False  # whether a chunk is told how many tokens the chunk before it had
@@ -171,6 +174,8 @@ class CausalConfig:
         _check_numbers(self)
         if self.extra_first > 0 and self.extra == 0:
             raise ValueError("CausalConfig: extra_first is where extra begins; it needs an extra above 0 to go to")
+        if self.cut_off and not self.decoder_layers:
+            raise ValueError("CausalConfig: cut_off shows the decoder what is cut off; it needs decoder_layers")
         if not self.frame_boundary and self.extra == 0:
             raise ValueError("CausalConfig: without a boundary at every frame the router must set some: extra above 0")
 
@@ -272,7 +277,9 @@ class ModelConfig:
         named = [("frame", self.frame.chunks_first)]
         named += [(f"frame.beside.{i}", part.chunks_first) for i, part in enumerate(self.frame.beside)]
         chunks = tuple(f"{name}.chunks_first" for name, first in named if first)
-        return chunks + tuple(f"causal.{i}.extra_first" for i, stage in enumerate(self.causal) if stage.extra_first)
+        changes = ("time.changes_first",) if self.time.changes_first and self.time.layers else ()
+        extra = tuple(f"causal.{i}.extra_first" for i, stage in enumerate(self.causal) if stage.extra_first)
+        return chunks + changes + extra
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, ready for JSON."""

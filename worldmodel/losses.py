@@ -21,6 +21,7 @@ from worldmodel.outputs import Pass
 from worldmodel.seeing import Seen, loose_frames, see_clips, see_loose
 
 TRIAL = 5  # stream of a key's noise
+LOOSE = 1 << 61  # sets the keys of loose frames apart from those of rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ def reconstruction_loss(
     which = seen.index.flatten()[rows]
     canvas, gate = canvas_of(model, run, rows, with_past)
     if len(loose := seen.loose()):
-        draws = frame_draws(key[0] + loose, loose.new_zeros(()), seen.posterior.shape[1], model.latent.draws)
+        draws = frame_draws(key[0] ^ LOOSE, loose, seen.posterior.shape[1], model.latent.draws)
         told = stage.code.tell(model.latent.infer(seen.posterior[loose], draws.latent), None)
         chunks, which = seen.chunks.rows(loose), torch.cat([which, loose])
         canvas = torch.cat([canvas, spread(told, chunks.of_patch)])
@@ -196,7 +197,7 @@ def picture_loss(
     else:
         target, chunks, posterior, routing = see_loose(stage, batch.frames[chosen], key[0])
         clips = None
-    draws = frame_draws(key[0] + chosen, chosen.new_zeros(()), posterior.shape[1], model.latent.draws)
+    draws = frame_draws(key[0] ^ LOOSE, chosen, posterior.shape[1], model.latent.draws)
     latent = model.latent.infer(posterior, draws.latent)
     if clips is None:
         painted = stage.decode(latent, None, chunks)
@@ -241,7 +242,7 @@ def trial_loss(model: WorldModel, frames: Tensor, key: Tensor) -> Tensor:
     target, chunks, posterior, routing = see_loose(stage, torch.cat([frames, frames]), None, uniform)
     assert routing is not None and routing.log_probability is not None
     with torch.no_grad():
-        draws = frame_draws(key + row, row.new_zeros(()), posterior.shape[1], model.latent.draws)
+        draws = frame_draws(key ^ LOOSE, row, posterior.shape[1], model.latent.draws)
         painted = stage.decode(model.latent.infer(posterior, draws.latent), None, chunks)
         error = stage.patches.error(painted, target)
         gain = error.roll(n) - error  # over the other way

@@ -102,12 +102,14 @@ class WorldModel(nn.Module):
         self.core.set_loops(loops)
 
     def anneal(self, *, frames: float, causal: float) -> None:
-        """Set what the routers aim at, on its way from `chunks_first` and `extra_first` to `chunks` and `extra`.
+        """Set what the routers aim at, on its way from `chunks_first`, `changes_first` and `extra_first` to the end.
 
         Args:
             frames: 0 at the first targets of the chunks, 1 and more where they have arrived.
-            causal: the same of the causal stages; deeper ones arrive earlier (`on_the_way`).
+            causal: the same of changes in time and of the causal stages; deeper ones arrive earlier (`on_the_way`).
         """
+        if self.frame_stage.time is not None:
+            self.frame_stage.time.anneal(causal)
         self.causal_stage.anneal(causal, 1 + self.frame_stage.cutting.anneal(frames))
 
     def grow(self) -> WorldModel:

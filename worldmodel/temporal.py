@@ -65,12 +65,16 @@ class TemporalStage(nn.Module):
             raise ValueError(
                 f"TimeConfig: patches are followed through time by Mamba-2, 'm' or 'M', not {time.layers!r}"
             )
-        changes = on_the_way(time.changes_outer, time.changes, round / (time.rounds - 1) if time.rounds > 1 else 1.0)
-        if not changes < patches:
-            raise ValueError(f"TimeConfig: of {patches} patches a frame, {changes} cannot change on average")
+        # From round to round by equal factors, each from where it begins to where it arrives.
+        share = round / (time.rounds - 1) if time.rounds > 1 else 1.0
+        self.changes = on_the_way(time.changes_outer, time.changes, share)
+        self.changes_first = time.changes_first and time.changes_first * self.changes / time.changes
+        if not max(self.changes, self.changes_first) < patches:
+            most = max(self.changes, self.changes_first)
+            raise ValueError(f"TimeConfig: of {patches} patches a frame, {most:g} cannot change on average")
         self.patches, self.width = patches, width
         self.stack = Stack(time.layers, width, heads=1, mamba=config.mamba, causal=True)
-        rate, self.learned = changes / patches, time.boundary == "learned"
+        rate, self.learned = self.changes / patches, time.boundary == "learned"
         self.router: Router | Motion = Router(width, rate) if self.learned else Motion(rate)
         self.round, self.scored = round, width if self.learned else values
         self.space = self.inner = None
@@ -127,6 +131,12 @@ class TemporalStage(nn.Module):
     def routers(self) -> list[Threshold]:
         """Of all rounds."""
         return [self.router] + ([] if self.inner is None else self.inner.routers)
+
+    def anneal(self, progress: float) -> None:
+        """Set how many patches are wanted to change to where that stands; see `WorldModel.anneal`."""
+        self.router.aim(on_the_way(self.changes_first, self.changes, progress) / self.patches)
+        if self.inner is not None:
+            self.inner.anneal(progress)
 
     def settle(self) -> None:
         """Let what is said of changes stand still."""

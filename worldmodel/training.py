@@ -57,7 +57,7 @@ class TrainConfig:
     past_first: int = 0  # updates behind them in which an encoder that learns their order learns on; 0: it never rests
     stride_first: int = 0  # updates, from the very first, that chunk at a fixed stride before a router takes over
     settle: bool = True  # whether the encoder, and what comes from it, stand still behind the pictures
-    anneal: int = 0  # updates until `chunks_first` has become `chunks`, and behind the pictures `extra_first` `extra`
+    anneal: int = 0  # updates until `chunks_first` has become `chunks`; and behind the pictures all other first targets
     loose: int = 12  # frames that come along to be painted, rare ones as likely as common ones
     mix: float = 0.5  # share of those into which a rectangle of another is pasted
     save_every: int = 200  # updates between checkpoints
@@ -284,7 +284,9 @@ class Trainer:
             return
         for model in (self.model, self.averaged):
             model.frame_stage.settle()
-            if update >= self.rests_at + FIXED:
+            # How much may change in time is still on its way when frames come to rest.
+            moving = self.config.anneal if model.config.time.changes_first else 0
+            if update >= self.rests_at + moving + FIXED:
                 model.frame_stage.fix()
         if self.model.frame_stage.fixed:
             self.batches.settle(self.model.frame_stage)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_models import CONFIGS, EXTRA, LEARNED, STRIDE, random_model
+from small_models import CONFIGS, EXTRA, LEARNED, STRIDE, random_batch, random_model
 
 from worldmodel.causal import CausalStage
 from worldmodel.layers import Memory
@@ -305,3 +305,28 @@ def test_a_router_is_told_how_many_tokens_there_are_at_every_time() -> None:
     assert router is not None and router.rate.item() == pytest.approx(2 / patches)
     model.anneal(frames=0.5, causal=0.5)
     assert router.rate.item() == pytest.approx(2 / patches)
+
+
+@pytest.mark.parametrize("outer,inner", [(False, True), (True, False), (False, False), (True, True)])
+def test_stages_that_force_boundaries_may_stand_in_stages_that_do_not(outer: bool, inner: bool) -> None:
+    """The rate of the inner router is that of the tokens that reach it and may start a chunk."""
+    first = replace(STRIDE.causal[0], extra=1.5, frame_boundary=outer)
+    second = replace(first, width=first.width + 4, extra=0.4, frame_boundary=inner)
+    config = replace(STRIDE, causal=(first, second))
+    stage = WorldModel(config).causal_stage.inner
+    assert isinstance(stage, CausalStage) and stage.router is not None
+    tokens = 1 + config.frame.chunks
+    arriving = 1.5 + outer
+    frames = 1.0 if outer else 1.5 / tokens  # as many F_t as other tokens
+    assert stage.router.rate.item() == pytest.approx(0.4 / (arriving - frames * inner))
+    model = random_model(config)
+    batch = random_batch(config, rows=3, length=10)
+    with torch.no_grad():
+        assert model(batch, torch.arange(3)).y.isfinite().all()
+    model.anneal(frames=1.0, causal=1.0)
+    assert stage.router.rate.item() == pytest.approx(0.4 / (arriving - frames * inner))
+
+
+def test_what_is_cut_off_needs_a_decoder_to_be_shown_to() -> None:
+    with pytest.raises(ValueError, match="it needs decoder_layers"):
+        replace(STRIDE.causal[0], cut_off=True, decoder_layers="")

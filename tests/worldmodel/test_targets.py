@@ -9,7 +9,7 @@ from small_models import CONFIGS, EXTRA, LEARNED, STRIDE, random_batch, random_f
 from test_training import Noise, everything
 
 from worldmodel.checkpoint import load_model, save_config
-from worldmodel.config import CausalConfig
+from worldmodel.config import CausalConfig, ModelConfig, TimeConfig
 from worldmodel.model import WorldModel
 from worldmodel.router import on_the_way
 from worldmodel.training import TrainConfig, Trainer
@@ -95,6 +95,44 @@ def test_causal_targets_begin_to_move_behind_the_pictures_and_are_saved_with_the
     half = trainer(tmp_path, anneal=6)
     half.train(updates=6, progress=False)
     assert wanted(load_model(tmp_path)) == pytest.approx(wanted(half.model)) != (4.0, 0.5)
+
+
+def changing(boundary: str) -> ModelConfig:
+    """2 of 12 patches are to change, 6 at first; in the outer one of two rounds half as many again."""
+    time = TimeConfig(layers="m1", boundary=boundary, changes=2.0, changes_first=6.0, rounds=2, changes_outer=3.0)
+    return replace(STRIDE, time=time)
+
+
+@pytest.mark.parametrize("boundary", ["change", "learned"])
+def test_more_patches_may_change_when_rows_are_first_learned(tmp_path, boundary):
+    config = changing(boundary)
+    learner = trainer(tmp_path, config=config, anneal=6)
+    outer, inner = [], []
+    for update in range(12):
+        learner.step(random_batch(config, seed=update, distinct=20))
+        stage = learner.model.frame_stage.time
+        for router, wanted_now in zip(stage.routers, (outer, inner), strict=True):
+            wanted_now.append(router.rate.item() * stage.patches)
+    share = [3 ** -min(1, max(0, update - 4) / 6) for update in range(12)]
+    assert inner == pytest.approx([6 * s for s in share], rel=1e-5)
+    assert outer == pytest.approx([9 * s for s in share], rel=1e-5)
+
+
+def test_what_counts_as_a_change_does_not_stand_still_before_its_target_has_arrived(tmp_path):
+    learner = trainer(tmp_path, config=changing("change"), anneal=300)
+    for update, fixed in ((4 + 200, False), (4 + 300 + 199, False), (4 + 300 + 200, True)):
+        learner._rest(update)
+        assert learner.model.frame_stage.time.router.fixed == fixed
+
+
+def test_a_run_in_which_ever_fewer_patches_may_change_is_resumed_to_the_bit(tmp_path):
+    config = changing("change")
+    whole, broken, resumed = (trainer(tmp_path / n, config=config, anneal=6) for n in ("whole", "broken", "broken"))
+    whole.train(updates=11, progress=False)
+    broken.train(updates=6, progress=False)
+    resumed.resume()
+    resumed.train(updates=11, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(everything(whole), everything(resumed), strict=True))
 
 
 @pytest.mark.parametrize("first", [2, 3, 6])  # at the stride, behind it, and behind the pictures
