@@ -136,7 +136,7 @@ def test_the_counts_of_an_episode_are_those_of_the_whole_pass(doorkey, model):
 
 
 def test_the_loops_of_an_episode_are_those_of_its_tokens(doorkey, model):
-    """Each token's loops stand at its own frame: a budget gives fewer to the tokens of a frame that has more."""
+    """Each token's loops stand at its own frame, and a budget holds their sum."""
     table, config = doorkey[0].table, model.config
     loop = replace(config.main.loop, layers="t1", budget=4.0)
     torch.manual_seed(0)
@@ -146,12 +146,10 @@ def test_the_loops_of_an_episode_are_those_of_its_tokens(doorkey, model):
     loops, main = watch_loops(looped, table, number), watch_episode(looped, table, number).main
     np.testing.assert_array_equal((loops > 0).sum(1), main)
     assert loops.shape[1] == main.max() > 1
-    # By the rule of the budget: what the row has had so far, and never what comes.
-    so_far = np.cumsum(main)
-    for t, count in enumerate(main):
-        tokens = so_far[t] - count + 1 + np.arange(count)
-        wanted = np.floor(4.0 * (t + 1) / tokens + 0.5).clip(1, loop.max_loops)
-        np.testing.assert_array_equal(loops[t, :count], wanted)
+    # Whatever a frame leaves over or overdraws goes into the next one: the sum is held, frame after frame.
+    spent, granted = loops.sum(1).cumsum(), 4.0 * np.arange(1, len(main) + 1)
+    assert np.abs(spent - granted).max() <= loop.max_loops, (spent, granted)
+    assert loops[main > 1, 1].mean() < loops[:, 0].mean(), "a second token, which is rare, has what the first one left"
     with pytest.raises(ValueError, match="no looped core"):
         watch_loops(model, table, number)
 
