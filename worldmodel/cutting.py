@@ -162,6 +162,15 @@ class Cutting(nn.Module):
         start = self.fixed_start.expand(frames, -1)
         return Chunks.at(start, torch.ones_like(start, dtype=torch.bool), self.count)
 
+    def known_starts(self, frames: int, changed_UP: Tensor | None) -> Tensor | None:
+        """Where chunks start that no dream has to foretell, `(U, K)`, P behind a frame's last; None with a router."""
+        if self.router is not None:
+            return None
+        if changed_UP is None:
+            return self.fixed_start.expand(frames, -1)
+        place = torch.arange(self.count, device=changed_UP.device)
+        return torch.where(self.strided(changed_UP), place, self.count).sort(1).values[:, : self.max_chunks]
+
     def strided(self, changed_UP: Tensor) -> Tensor:
         """Where chunks start at a fixed stride, if only some patches changed: `(U, P)` bool.
 

@@ -58,6 +58,10 @@ class ChunkPrior(nn.Module):
         assert self.changes is not None
         return self.changes(y).to(y.dtype)
 
+    def draw_changes(self, y: Tensor, uniform: Tensor | None) -> Tensor:
+        """Which patches change, `(..., P)` bool, from y at F_t; without as many `uniform` numbers the likely ones."""
+        return self.change_logits(y).sigmoid() > (0.5 if uniform is None else uniform)
+
     def start_logits(
         self, y: Tensor, last_start: Tensor, changed: Tensor | None = None, left: Tensor | int | None = None
     ) -> Tensor:

@@ -268,19 +268,28 @@ class WorldModel(nn.Module):
 
     def _dream(self, memory: Memory, action: Tensor, greedy: bool) -> tuple[DreamState, StepOutput]:
         """F_t, then chunk after chunk, each drawn from what y says."""
-        B, P = len(action), self.prior.patches
-        draws = frame_draws(memory["key"], memory["step"], self.frame_stage.cutting.max_chunks, self.latent.draws)
+        B, P, cutting = len(action), self.prior.patches, self.frame_stage.cutting
+        draws = frame_draws(memory["key"], memory["step"], cutting.max_chunks, self.latent.draws)
         stage, side = _of_the_stage(memory), Side(action, memory["frames"] + 1)
         if self.config.side.values:
             side.values = torch.cat([action.new_zeros(B, self.latent.width), action], dim=-1)
         y = self.causal_stage.step(self.contents.frames(action), side, stage, frame=True, own=False)
         last = torch.full((B,), -1, device=self.device)
         entropy = torch.zeros(B, device=self.device)
-        changed = self._choose_changes(y, memory, greedy)
+        changed = None
+        if self.frame_stage.time is not None:
+            word = noise.row_hash(memory["key"], memory["step"], CHANGES)
+            changed = self.prior.draw_changes(y, None if greedy else noise.uniform(word, P))
+        known = cutting.known_starts(B, changed)
         latents, contents, pasts, starts = [], [], [], []
-        for k in range(self.frame_stage.cutting.max_chunks):
-            start, chosen = self._choose_start(y, last, k, draws.start[:, k], changed, greedy)
-            entropy, active = entropy + chosen, start < P
+        for k in range(cutting.max_chunks):
+            if known is not None:
+                start = known[:, k]
+            else:
+                uniform = None if greedy else draws.start[:, k]
+                start, doubt = self.prior.draw_start(y, last, uniform, changed, cutting.max_chunks - k)
+                entropy = entropy + doubt
+            active = start < P
             everyone = self.fixed_starts or bool(active.all())
             if k and not everyone and not active.any():
                 break
@@ -308,15 +317,6 @@ class WorldModel(nn.Module):
         if changed is not None:
             self._fill_canvas(memory, latent, past, Chunks.at(start.clamp(min=0), start >= 0, P, changed))
         return self._output(memory, draws, y, start, content, entropy, latent, past, greedy)
-
-    def _choose_changes(self, y: Tensor, memory: Memory, greedy: bool) -> Tensor | None:
-        """Which patches are new, `(B, P)`, as y at F_t has it; None if they are not followed through time."""
-        if self.frame_stage.time is None:
-            return None
-        p = self.prior.change_logits(y).sigmoid()
-        if greedy:
-            return p > 0.5
-        return noise.uniform(noise.row_hash(memory["key"], memory["step"], CHANGES), p.shape[1]) < p
 
     def _fill_canvas(self, memory: Memory, latent: Tensor, past: Tensor, chunks: Chunks) -> None:
         """Where patches are followed through time, put what the painter reads of those that are new before it."""
@@ -351,19 +351,6 @@ class WorldModel(nn.Module):
         return state, StepOutput(
             feature, *outcome, count[:, 0], start, entropy, latent, past, memory.get("seen.canvas")
         )
-
-    def _choose_start(
-        self, y: Tensor, last: Tensor, k: int, uniform: Tensor, changed: Tensor | None, greedy: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Where the next chunk starts (P: nowhere, the frame ends), and the entropy of that choice in nats."""
-        cutting = self.frame_stage.cutting
-        if self.fixed_starts:
-            return cutting.fixed_start[k].expand(len(y)), torch.zeros_like(y[:, 0])
-        if not self.predicts_starts and changed is not None:
-            place = torch.arange(changed.shape[1], device=y.device)
-            ahead = cutting.strided(changed) & (place > last.unsqueeze(-1))
-            return torch.where(ahead.any(1), ahead.long().argmax(1), changed.shape[1]), torch.zeros_like(y[:, 0])
-        return self.prior.draw_start(y, last, None if greedy else uniform, changed, cutting.max_chunks - k)
 
     @torch.no_grad()
     def decode(self, output: StepOutput) -> Tensor:
