@@ -84,14 +84,12 @@ class CausalStage(nn.Module):
         innermost = level + 1 == len(config.causal)
         fewest = min(causal.extra_first or causal.extra, causal.extra)
         forced = frames * causal.frame_boundary
-        inside, of_those = (
-            (forced + causal.extra, forced + fewest),
-            self._frames_inside(causal.extra, tokens[0], frames),
-        )
+        inside = (forced + causal.extra, forced + fewest)
+        frames_inside = self._frames_inside(causal.extra, tokens[0], frames)
         self.inner: CausalStage | MainNetwork = (
             MainNetwork(config, latent_width)
             if innermost
-            else CausalStage(config, latent_width, inside, of_those, level + 1)
+            else CausalStage(config, latent_width, inside, frames_inside, level + 1)
         )
         self.recall = nn.Linear(self.inner.width - causal.width, causal.width, bias=False) if causal.cut_off else None
         self.residual = None if causal.residual == "none" else Residual(causal, mamba)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import overload
 
 import torch
 from torch import Tensor
@@ -130,17 +129,18 @@ def plan_loops(config: LoopConfig, base: float, cues: LoopCues) -> int | Tensor:
     favour = _favour(config, cues)
     if config.budget > 0:
         return _share_out(config.budget * base / config.loops, config.max_loops, favour, cues)
-    return _rounded(base * favour, config.max_loops)
+    if isinstance(favour, Tensor):
+        return _rounded(base * favour, config.max_loops)
+    return min(max(math.floor(base + 0.5), 1), config.max_loops)
 
 
 def plan_step(
     config: LoopConfig, base: float, cues: LoopCues, purse: Purse | None
 ) -> tuple[int | Tensor, Purse | None]:
     """The same for one token a row, with what is left for the next one; there is a purse where there is a budget."""
-    favour = _favour(config, cues)
-    if purse is not None:
-        return _spend(config.budget * base / config.loops, config.max_loops, favour, cues, purse)
-    return _rounded(base * favour, config.max_loops), None
+    if purse is None:
+        return plan_loops(config, base, cues), None
+    return _spend(config.budget * base / config.loops, config.max_loops, _favour(config, cues), cues, purse)
 
 
 def plan_backprop(config: LoopConfig, cues: LoopCues) -> int | Tensor:
@@ -205,13 +205,5 @@ def _spend(budget: float, most: int, favour: float | Tensor, cues: LoopCues, pur
     return loops, Purse(owed - loops, cues.frames, index, usual)
 
 
-@overload
-def _rounded(wanted: Tensor, most: int) -> Tensor: ...
-@overload
-def _rounded(wanted: float, most: int) -> int: ...
-@overload
-def _rounded(wanted: float | Tensor, most: int) -> int | Tensor: ...
-def _rounded(wanted: float | Tensor, most: int) -> int | Tensor:
-    if isinstance(wanted, Tensor):
-        return (wanted + 0.5).floor().clamp(1, most).long()
-    return min(max(math.floor(wanted + 0.5), 1), most)
+def _rounded(wanted: Tensor, most: int) -> Tensor:
+    return (wanted + 0.5).floor().clamp(1, most).long()

@@ -25,10 +25,15 @@ def config(**changes):
     return LoopConfig(layers="T1", **changes)
 
 
-def counted(per_frame, frames=60):
-    """Cues of a row that makes `per_frame` tokens of each frame."""
-    frame = torch.arange(1, frames + 1).repeat_interleave(per_frame)
+def counted(per_frame):
+    """Cues of a row that makes so many tokens of its frames, one after the other."""
+    frame = torch.arange(1, len(per_frame) + 1).repeat_interleave(torch.tensor(per_frame))
     return LoopCues(frames=frame[None], tokens=torch.arange(1, len(frame) + 1)[None])
+
+
+def of_frames(planned, cues):
+    """The loops of each frame."""
+    return torch.zeros(int(cues.frames.max()) + 1).index_add_(0, cues.frames[0], planned[0].float())[1:]
 
 
 def draws(c, n=1500):
@@ -71,7 +76,7 @@ def test_a_certain_boundary_gets_three_times_the_loops_of_an_uncertain_one():
 @pytest.mark.parametrize("budget", [5.0, 6.0, 6.5, 12.0])
 @pytest.mark.parametrize("base", [4.0, 8.0])
 def test_a_budget_holds_the_loops_of_a_frame_however_many_tokens_it_has(per_frame, budget, base):
-    planned = plan_loops(config(budget=budget, loops=4.0, max_loops=64), base, counted(per_frame))
+    planned = plan_loops(config(budget=budget, loops=4.0, max_loops=64), base, counted([per_frame] * 60))
     so_far = planned.view(60, per_frame).sum(1).cumsum(0)
     wanted = budget * base / 4.0 * torch.arange(1, 61)
     # A token gets whole loops, and no frame knows that it will be the first of many with more tokens than one.
@@ -79,22 +84,19 @@ def test_a_budget_holds_the_loops_of_a_frame_however_many_tokens_it_has(per_fram
 
 
 def test_a_budget_is_held_when_frames_come_to_have_other_tokens():
-    frame = torch.cat([torch.arange(1, 101), torch.arange(101, 201).repeat_interleave(4), torch.arange(201, 301)])
-    cues = LoopCues(frames=frame[None], tokens=torch.arange(1, len(frame) + 1)[None])
-    planned = plan_loops(config(budget=12.0, loops=4.0, max_loops=64), 4.0, cues)[0]
-    each = torch.zeros(301).index_add_(0, frame, planned.float())[1:]
+    cues = counted([1] * 100 + [4] * 100 + [1] * 100)
+    planned = plan_loops(config(budget=12.0, loops=4.0, max_loops=64), 4.0, cues)
+    each = of_frames(planned, cues)
     assert (each[:100] == 12).all()
     assert each[100] == 15 and abs(each[101:200].sum() - 12 * 99) <= 3  # the first has not seen it coming: the rest pay
     assert each[102:200].min() >= 11 and each[102:200].max() <= 13
-    assert planned[100:104].tolist() == [12, 1, 1, 1]
-    assert planned[-104:-100].tolist() == [3, 3, 3, 3]
+    assert planned[0, 100:104].tolist() == [12, 1, 1, 1]
+    assert planned[0, -104:-100].tolist() == [3, 3, 3, 3]
     assert abs(each[200:].sum() - 12 * 100) <= 2 * 12 and ((each[210:] - 12).abs() <= 1).all()
 
 
 def test_with_certainty_a_budget_is_shared_otherwise_but_held():
-    frame = torch.arange(1, 61).repeat_interleave(3)
-    sure = torch.tensor([1.0, 0.5, 0.5]).repeat(60)[None]
-    cues = LoopCues(sure, frame[None], torch.arange(1, 181)[None])
+    cues = replace(counted([3] * 60), certainty=torch.tensor([1.0, 0.5, 0.5]).repeat(60)[None])
     c = config(budget=12.0, loops=4.0, max_loops=64, certainty=True)
     planned = plan_loops(c, 4.0, cues)[0].view(60, 3)
     assert abs(planned.sum() - 12 * 60) <= 12
@@ -105,10 +107,8 @@ def test_with_certainty_a_budget_is_shared_otherwise_but_held():
 
 def test_no_more_than_what_one_frame_may_spend_is_saved_or_owed():
     """A cap keeps 50 frames from spending what they may, then 50 have more tokens than there are loops for."""
-    frame = torch.cat([torch.arange(1, 51), torch.arange(51, 101).repeat_interleave(20), torch.arange(101, 151)])
-    cues = LoopCues(frames=frame[None], tokens=torch.arange(1, len(frame) + 1)[None])
-    planned = plan_loops(config(budget=12.0, loops=4.0, max_loops=8), 4.0, cues)[0]
-    each = torch.zeros(151).index_add_(0, frame, planned.float())[1:]
+    cues = counted([1] * 50 + [20] * 50 + [1] * 50)
+    each = of_frames(plan_loops(config(budget=12.0, loops=4.0, max_loops=8), 4.0, cues), cues)
     assert (each[:50] == 8).all()
     assert each[50] <= 8 * 3 + 20 and (each[52:100] == 20).all()
     assert (each[130:] == 8).all()
@@ -151,7 +151,7 @@ def test_plans_are_whole_and_within_bounds(base, most, certainty, budget, tokens
 @pytest.mark.parametrize("per_frame", [1, 2, 4])
 def test_what_learns_stays_near_the_same_number_of_loops_whatever_the_tokens(per_frame):
     c = config(budget=8.0, loops=4.0, backprop=4, max_loops=64)
-    cues = counted(per_frame)
+    cues = counted([per_frame] * 60)
     assert abs(plan_backprop(c, cues).sum() / 60 / (4 * 8.0 / 4.0) - 1) < 0.12
     assert plan_backprop(config(backprop=3), cues) == 3
     assert (plan_backprop(config(budget=0.1, backprop=1), cues) == 1).all()

@@ -4,6 +4,9 @@ Steps are the parallel pass, the future never moves the past, weights survive th
 boundary never loses an action, and what a mechanism adds begins at nothing. Where a router's p lies at its threshold
 two ways of computing may differ: such a draw is left out, as is one where a loop's change lies at the threshold of its
 exit, or a certainty where it is worth one loop more.
+
+Thresholds are quantiles of what was scored. Right behind the first frame of an episode tiny models say the same few
+things again and again, so a threshold that was just renewed may be one of those to the bit, and with it some draws.
 """
 
 from __future__ import annotations
