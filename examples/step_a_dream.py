@@ -1,4 +1,4 @@
-"""Step a world model as if it were the environment it learnt: one dream, then 64 at once, then one moment twice.
+"""Step a world model as if it were the environment it learnt: one dream, then 64 at once, then one moment three ways.
 
 python examples/step_a_dream.py [RUN]        # the small run beside this file if left out
 """
@@ -33,7 +33,7 @@ for _ in range(20):
     episodes += int((terminated | truncated).sum())  # rows restart by themselves; the last frame is infos["final_obs"]
 print(f"64 dreams: {64 * 20 / (time.perf_counter() - began):.0f} steps/s, {episodes} episodes ended")
 
-# A dream can be kept and gone on from twice: here with the same chance, but a different action.
+# A dream can be kept and gone on from as often as you like: here with the same chance, but other actions.
 observation, info = env.reset(seed=1)
 here = env.unwrapped.get_state()
 actions = list(range(env.action_space.n))[:3]

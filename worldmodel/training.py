@@ -53,7 +53,7 @@ class TrainConfig:
     average: float = 0.995  # decay of the running average of the weights
     end_share: float = 0.25  # rows that hold a reward or a termination
     rare_share: float = 0.25  # rows that hold a frame drawn evenly from the distinct ones
-    pictures_first: int = 1500  # updates that only paint loose frames, a tenth of the cost of the others
+    pictures_first: int = 1500  # updates that only paint loose frames, a third of the cost of the others
     past_first: int = 0  # updates behind them in which an encoder that learns their order learns on; 0: it never rests
     stride_first: int = 0  # updates, from the very first, that chunk at a fixed stride before a router takes over
     settle: bool = True  # whether the encoder, and what comes from it, stand still behind the pictures
