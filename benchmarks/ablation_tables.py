@@ -46,11 +46,12 @@ def report(group: str, folder: Path) -> str:
     some = next(iter(rows.values()))[0]
     plan, bits = some["plan"], next(iter(some["evaluations"].values()))["bits"]
     score = next(iter(some["evaluations"].values()))["score"]
-    named = "share of frames that are exact" if score == "exact" else "PSNR in dB"
+    # Only in grids is it known what ground a context has shown.
+    named, ground = ("share of frames that are exact", " on seen ground") if score == "exact" else ("PSNR in dB", "")
     return "\n\n".join(
         (
-            f"{some['environment']}, changed frames of the test set; {named} after 1, 5, 15 and 50 dreamed steps. "
-            f"Bits a frame above the {bits['floor']:,.0f} that a perfectly painted one costs.",
+            f"{some['environment']}, changed frames of the test set{ground}; {named} after 1, 5, 15 and 50 dreamed "
+            f"steps. Bits a frame above the {bits['floor']:,.0f} that a perfectly painted one costs.",
             f"After {plan['updates']:,} updates:",
             quality(rows, "updates", score),
             f"After {plan['cpu_minutes']:g} CPU-minutes of training:",
