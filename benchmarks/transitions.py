@@ -4,7 +4,9 @@
 
 Every frame of the fixed test set is dreamed one step from the true frames before it, most likely codes. Frames that
 differ from the one before, on ground that was seen, are counted by how often the training data hold the same transition
-(frame, action, next frame), by the action, and by the player. The JSON goes to benchmarks/results/.
+(frame, action, next frame), by the action, and by the player. Beside that, how far a mere list of those transitions
+would come: the windows of `worldmodel evaluate` in which training showed each step on the way. The JSON goes to
+benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -20,16 +22,18 @@ import tyro
 from timing import revision
 
 from worldmodel.checkpoint import load_environment, load_model
-from worldmodel.envs.fidelity import TILED
+from worldmodel.envs.fidelity import TILED, frame_classes
 from worldmodel.envs.fidelity_metrics import TileVocabulary, frame_scores
 from worldmodel.envs.seen_ground import on_seen_ground
 from worldmodel.envs.segments import FrameTable
 from worldmodel.envs.store import EpisodeStore
 from worldmodel.envs.test_set import TestSet, load_test_set
+from worldmodel.envs.windows import choose_windows
 from worldmodel.model import WorldModel
 
 RESULTS = Path(__file__).parent / "results"
 CONTEXT = 8
+HORIZONS = (1, 5, 15, 50)
 COUNTS = (0, 1, 5, 50)  # lower ends of the classes of how often training showed a transition
 Tally = dict[str, dict[str, list[int]]]  # by kind, then by class: how many are exact, and how many there are
 
@@ -42,6 +46,8 @@ class Options:
     """A run folder with a trained world model of a grid whose tiles are known."""
     length: int = 40
     """Frames of each test episode that are looked at."""
+    windows: int = 1500
+    """Places, at each number of steps, at which it is asked whether training showed the whole way."""
     out: Path | None = None
     """Where the JSON goes; benchmarks/results/transitions_ENV.json if not given."""
 
@@ -51,6 +57,29 @@ def shown_in_training(table: FrameTable) -> Counter[tuple[bytes, int, bytes]]:
     name = [frame.tobytes() for frame in table.frames]
     follows = np.flatnonzero(~table.first)
     return Counter((name[table.index[i - 1]], int(table.action[i]), name[table.index[i]]) for i in follows)
+
+
+def shown_all_the_way(table: FrameTable, test: TestSet, windows: int) -> Tally:
+    """In how many windows of the fidelity, and of how many, training showed every transition since the context.
+
+    Nobody who only remembers what training showed foretells more. By the class of the last frame (see `frame_classes`),
+    then by the number of steps.
+    """
+    t, known = test.table, shown_in_training(table)
+    name = [frame.tobytes() for frame in t.frames]
+    new = [
+        not t.first[i] and not known[name[t.index[i - 1]], int(t.action[i]), name[t.index[i]]]
+        for i in range(len(t.index))
+    ]
+    so_far = np.cumsum(new)
+    chosen = choose_windows(t, test.succeeding, context=CONTEXT, horizons=HORIZONS, count=windows)
+    result: Tally = defaultdict(dict)
+    for column, horizon in enumerate(HORIZONS):
+        rows = np.flatnonzero(chosen.sampled[:, column])
+        shown = so_far[chosen.at(horizon)[rows]] == so_far[chosen.at(0)[rows]]
+        for label, belongs in frame_classes(t, chosen, test.shown, horizon, rows).items():
+            result[label][str(horizon)] = [int((shown & belongs).sum()), int(belongs.sum())]
+    return dict(result)
 
 
 def class_of(count: int) -> str:
@@ -99,14 +128,21 @@ def main(options: Options) -> None:
     recorded = json.loads((options.run / "training.json").read_text())["data"]
     table = FrameTable.from_store(EpisodeStore.open(options.run / recorded))
     size = TILED[environment["wrappers"][-1]]
-    found = tally(model, table, load_test_set(environment), TileVocabulary.of(table.frames, size), options.length)
+    test = load_test_set(environment)
+    found = tally(model, table, test, TileVocabulary.of(table.frames, size), options.length)
     for kind, classes in found.items():
         print(kind)
         for name, (exact, total) in classes.items():
             print(f"  {name:14s} {exact:5d} of {total:5d} exact, {exact / total:.1%}")
+    way = shown_all_the_way(table, test, options.windows)
+    print("training showed every step on the way")
+    for horizon, (shown, total) in way["changed_seen"].items():
+        print(f"  {horizon:>3s} steps, changed frames on seen ground: {shown:5d} of {total:5d}, {shown / total:.1%}")
     path = options.out or RESULTS / f"transitions_{environment['id']}.json"
     path.write_text(
-        json.dumps({"format_version": 1, "environment": environment["id"], **revision(), **found}, indent=1)
+        json.dumps(
+            {"format_version": 1, "environment": environment["id"], **revision(), **found, "all the way": way}, indent=1
+        )
     )
     print(f"\nwritten to {path}")
 
