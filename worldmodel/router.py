@@ -60,10 +60,15 @@ def straight_through(probability: Tensor, boundary: Tensor) -> Tensor:
 
 
 def weighted_quantile(value: Tensor, weight: Tensor, q: float | Tensor) -> Tensor:
-    """The smallest value such that values up to it hold the share `q` of the weight. Both flat."""
+    """Between the smallest value such that values up to it hold the share `q` of the weight, and the next larger one.
+
+    Both flat. Between them, for what lies at a threshold to the bit is decided by rounding.
+    """
     value, order = value.sort()
     total = weight[order].cumsum(0)
-    return value[torch.searchsorted(total, q * total[-1]).clamp(max=len(value) - 1)]
+    last = len(value) - 1
+    quantile = value[torch.searchsorted(total, q * total[-1]).clamp(max=last)]
+    return quantile.lerp(value[torch.searchsorted(value, quantile, right=True).clamp(max=last)], 0.5)
 
 
 def on_the_way(first: float, last: float, progress: float, depth: int = 0) -> float:
