@@ -82,7 +82,10 @@ class FrameStage(nn.Module):
                 small, beside = self.outer.encode(patches_UPV)
                 x = self.embed(small) + beside
             if self.unseen is not None and self.training and not self.settled and key is not None:
-                x = torch.where(self._hidden(key, len(x)).unsqueeze(-1), self.unseen.to(x.dtype), x)
+                hidden = self._hidden(key, len(x)).unsqueeze(-1)
+                x = torch.where(hidden, self.unseen.to(x.dtype), x)
+                if past_UPD is not None:  # where nothing moves it would show what is hidden
+                    past_UPD = past_UPD.masked_fill(hidden, 0.0)
             x = x + self.place
         return x if past_UPD is None else x + past_UPD
 

@@ -38,6 +38,19 @@ def test_every_frame_of_every_update_hides_as_many_patches_but_others():
     assert not torch.equal(hidden, hidden_patches(model, frames, torch.tensor(6)))
 
 
+def test_what_is_hidden_is_not_seen_in_the_frame_before_either():
+    model = model_of(replace(MASKED, frame=replace(MASKED.frame, sees_past=True))).train()
+    stage, frames = model.frame_stage, random_frames(MASKED, 6, 0)
+    torch.nn.init.normal_(stage.past.patches.weight)
+    before = stage.patches(frames).requires_grad_()
+    past = stage.past(before, torch.zeros(6, 6), torch.ones(6, dtype=torch.bool))
+    x = stage.look(stage.patches(frames), past, torch.tensor(5))
+    (gradient,) = torch.autograd.grad(x.square().sum(), before)
+    shown = (gradient != 0).any(-1)
+    assert torch.equal(~shown, hidden_patches(model, frames, torch.tensor(5)))
+    assert (shown.sum(1) == 12 - round(0.3 * 12)).all()
+
+
 @pytest.mark.parametrize("training,key", [(False, torch.tensor(5)), (True, None)])
 def test_nothing_is_hidden_outside_of_training(training, key):
     model = model_of(MASKED).train(training)
