@@ -31,12 +31,15 @@ from worldmodel import loop_core, loops
 from worldmodel.batch import Batch
 from worldmodel.causal import CausalStage
 from worldmodel.checkpoint import load_model, save_model
+from worldmodel.chunks import Chunks
 from worldmodel.config import ModelConfig
 from worldmodel.losses import LossConfig, world_model_loss
 from worldmodel.main_network import MainNetwork
 from worldmodel.model import WorldModel
-from worldmodel.outputs import Pass
+from worldmodel.outputs import Pass, StepOutput
+from worldmodel.router import Router
 from worldmodel.side import action_vector
+from worldmodel.state import DreamState
 
 PAIRS = pairwise()
 CHOICES = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in SETTINGS.items()})
@@ -97,6 +100,20 @@ def loops_in_doubt(exit: float, near: float = 1e-5) -> Iterator[list[bool]]:
 
     with mock.patch.object(loop_core, "moved", watched_moved), mock.patch.object(loops, "plan_loops", watched_plan):
         yield doubts
+
+
+@contextmanager
+def boundaries_in_doubt(doubts: list[bool], near: float = 1e-5) -> Iterator[None]:
+    """Adds whether rounding may decide where a chunk starts, one token after the other."""
+    probability = Router.probability
+
+    def watched(router: Router, before: Tensor, here: Tensor) -> Tensor:
+        p = probability(router, before, here)
+        doubts.append(bool(((p - 0.5).abs() < near).any()))
+        return p
+
+    with mock.patch.object(Router, "probability", watched):
+        yield
 
 
 def run(model: WorldModel, batch: Batch) -> tuple[Pass, bool]:
@@ -160,21 +177,80 @@ def said_before(model: WorldModel, batch: Batch, cut: int) -> tuple[dict[str, Te
 # ---- the properties --------------------------------------------------------------------------------------------------
 
 
+def step_together(model: WorldModel, batch: Batch) -> Iterator[tuple[int, StepOutput]]:
+    """The frames of all rows side by side, each time in one batch; a row begins a piece on a fresh state."""
+    rows, state = len(batch.index), None
+    for t in range(batch.index.shape[1]):
+        fresh = model.initial_state(rows, KEY, batch.elapsed[:, t])
+        # A piece in mid-row draws with the row's own step numbers.
+        fresh = DreamState(fresh.tensors | {"step": torch.full((rows,), t)})
+        state = fresh if state is None else fresh.where(batch.start[:, t], state)
+        state, out = model.observe(state, batch.action[:, t], batch.frames[batch.index[:, t]], batch.first[:, t])
+        yield t, out
+
+
 def check_steps(choice: Choice, seed: int = 0) -> bool:
-    """Whether there was anything to compare: False where the draw is in doubt."""
+    """Rows together, and one of them alone. False where the draw is in doubt: there is nothing to compare."""
     config = build(choice)
     model = model_of(config, seed)
     batch = random_batch(config, rows=3, length=10, seed=seed)
     whole, doubtful = run(model, batch)
     if doubtful:
         return False
-    E = config.causal[0].width
-    # Where a loop begins at the end of another, for token after token, rounding grows with them.
-    near = 2e-3 if config.main.loop.warm_start else 1e-4
-    for row in range(3):
-        for piece in pieces(batch, row):
-            for t, feature in zip(piece, step_through(model, batch, row, piece, int(KEY[row]))):
-                torch.testing.assert_close(feature[:E], whole.y_last[row, t], atol=near, rtol=near)
+    E, near = config.causal[0].width, {"atol": 1e-4, "rtol": 1e-4}
+    start, valid = (x.unflatten(0, (3, 10)) for x in (whole.chunks.start, whole.chunks.valid))
+    for t, out in step_together(model, batch):
+        torch.testing.assert_close(out.feature[:, :E], whole.y_last[:, t], **near)
+        assert torch.equal(out.chunks, valid[:, t].sum(1))
+        K = out.starts.shape[1]
+        assert torch.equal(out.starts, torch.where(valid, start, -1)[:, t, :K])
+        there = valid[:, t, :K].unsqueeze(-1)
+        torch.testing.assert_close(out.latent * there, whole.latent[:, t, :K] * there, **near)
+        torch.testing.assert_close(out.past * there, whole.y[:, t, :K] * there, **near)
+    for piece in pieces(batch, 1):
+        for t, feature in zip(piece, step_through(model, batch, 1, piece, int(KEY[1]))):
+            torch.testing.assert_close(feature[:E], whole.y_last[1, t], **near)
+    return True
+
+
+def seen_as_dreamed(
+    model: WorldModel, state: DreamState, action: Tensor, dreamed: StepOutput, changed: Tensor | None
+) -> tuple[DreamState, StepOutput]:
+    """What comes of the very chunks that were dreamed, had they been seen: all at once, with nothing to foretell."""
+    start = dreamed.starts
+    chunks = Chunks.at(start.clamp(min=0), start >= 0, model.frame_stage.patches.count, changed)
+    none = torch.zeros(len(start), dtype=torch.bool)
+    vector = action_vector(action, none, model.config.action)
+    with torch.no_grad(), mock.patch.object(model.latent, "infer", lambda *_: dreamed.latent):
+        unasked = torch.zeros(*start.shape, model.latent.parameters)
+        return model._see(dict(state.tensors), vector, chunks, unasked, changed)
+
+
+def check_dreams(choice: Choice, seed: int = 0) -> bool:
+    """What is dreamed is what is seen of the same chunks, whoever dreams beside it. False where it is in doubt."""
+    config = build(choice)
+    model = model_of(config, seed)
+    frames, begins = random_frames(config, 4, seed), torch.ones(4, dtype=torch.bool)
+    near = {"atol": 1e-4, "rtol": 1e-4}
+    with loops_in_doubt(config.main.loop.exit) as doubts, boundaries_in_doubt(doubts):
+        state, _ = model.observe(model.initial_state(4, seed), None, frames, begins)
+        for t in range(3):
+            action, changed = random_actions(config, 4, seed=seed + t), None
+            with mock.patch.object(model.prior, "draw_changes", wraps=model.prior.draw_changes) as drawn:
+                after, dreamed = model.imagine(state, action)
+            if drawn.called:
+                changed = model.prior.draw_changes(*drawn.call_args.args)
+            _, seen = seen_as_dreamed(model, state, action, dreamed, changed)
+            _, alone = model.imagine(state[2], action[2:3])
+            if any(doubts):
+                return False
+            torch.testing.assert_close(dreamed.feature, seen.feature, **near)
+            there = (dreamed.starts >= 0).unsqueeze(-1)
+            torch.testing.assert_close(dreamed.past * there, seen.past * there, **near)
+            torch.testing.assert_close(dreamed.feature[2:3], alone.feature, **near)
+            K = alone.starts.shape[1]
+            assert torch.equal(dreamed.starts[2:3, :K], alone.starts) and (dreamed.starts[2, K:] == -1).all()
+            state = after
     return True
 
 
@@ -292,6 +368,11 @@ def test_stepping_is_the_parallel_pass(number: int) -> None:
 
 
 @every_pair
+def test_a_dream_is_what_is_seen_of_the_same_chunks_whoever_dreams_beside_it(number: int) -> None:
+    assert any(check_dreams(PAIRS[number], seed) for seed in range(6))
+
+
+@every_pair
 def test_the_future_never_moves_the_past(number: int) -> None:
     assert any(check_causality(PAIRS[number], seed) for seed in range(6))
 
@@ -313,6 +394,12 @@ def test_after_three_updates_every_parameter_has_had_a_gradient(number: int) -> 
 @given(EVERYTHING, st.integers(0, 1000))
 def test_any_config_steps_as_its_parallel_pass(choice: Choice, seed: int) -> None:
     assume(check_steps(choice, seed))
+
+
+@at_random
+@given(EVERYTHING, st.integers(0, 1000))
+def test_any_config_dreams_what_it_sees_of_the_same_chunks(choice: Choice, seed: int) -> None:
+    assume(check_dreams(choice, seed))
 
 
 @at_random
