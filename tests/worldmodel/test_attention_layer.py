@@ -54,3 +54,17 @@ def test_a_stack_counts_its_pieces_once(monkeypatch):
     assert len(calls) == 1
     Stack("m1", 8, heads=2, mamba=MambaConfig(d_state=4, headdim=8), causal=True, window=4)(torch.randn(1, LONG + 1, 8))
     assert len(calls) == 1
+
+
+def test_every_entry_that_values_are_embedded_from_moves_them_and_nothing_else():
+    torch.manual_seed(0)
+    layer = Attention(8, 2, causal=True, window=5, value_width=6)
+    torch.nn.init.normal_(layer.embed_value.weight)
+    x, values = torch.randn(2, 3, 8), torch.randn(2, 3, 6)
+    q, k, v = layer.project(x, None, values)
+    for entry in range(6):
+        other = values.clone()
+        other[:, 1, entry] += 1
+        after = layer.project(x, None, other)
+        assert torch.equal(after[0], q) and torch.equal(after[1], k)
+        assert torch.equal((after[2] != v).any(-1).any(1), torch.tensor([[False, True, False]] * 2))

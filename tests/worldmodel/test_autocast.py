@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from small_models import CONFIGS, random_batch, random_model
+from small_models import CONFIGS, STRIDE, random_batch, random_model
 from torch import Tensor
 
 from worldmodel.losses import LossConfig, picture_loss, world_model_loss
 from worldmodel.model import WorldModel
+from worldmodel.residual import Residual
 from worldmodel.router import Router
 
 # Warnings, too: "mismatch dtype" of rms_norm, say, means a slow path on a GPU.
@@ -81,3 +84,18 @@ def test_the_router_decides_in_fp32():
         logit = router.raw_logit(before, before + 0.01 * here)  # a cosine of 0.99995
     assert torch.equal(logit, router.raw_logit(before, before + 0.01 * here))
     assert logit.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["linear", "attention", "mamba"])
+def test_the_residual_is_linear_in_full_precision(kind: str) -> None:
+    residual = Residual(replace(STRIDE.causal[0], residual=kind), STRIDE.mamba)
+    torch.nn.init.normal_(residual.weight)
+    h = torch.randn(2, 5, STRIDE.causal[0].width)
+    shown = []
+    if residual.stack is not None:
+        residual.stack.register_forward_hook(lambda _stack, _args, out: shown.append(out))
+    with half():
+        said = residual(h, torch.zeros(2, 5, dtype=torch.bool))
+    assert said.dtype == torch.float32
+    expected = torch.nn.functional.linear((shown[0] if shown else h).float(), residual.weight, residual.bias)
+    assert torch.equal(said, expected)

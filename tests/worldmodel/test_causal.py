@@ -330,3 +330,55 @@ def test_stages_that_force_boundaries_may_stand_in_stages_that_do_not(outer: boo
 def test_what_is_cut_off_needs_a_decoder_to_be_shown_to() -> None:
     with pytest.raises(ValueError, match="it needs decoder_layers"):
         replace(STRIDE.causal[0], cut_off=True, decoder_layers="")
+
+
+def test_x0_is_what_is_cut_off_and_every_block_of_the_decoder_is_shown_it() -> None:
+    own = replace(STRIDE.causal[0], cut_off=True, decoder_layers="m2")
+    stage = random_model(replace(STRIDE, main=replace(STRIDE.main, width=48), causal=(own,))).causal_stage
+    assert stage.recall is not None and stage.decoder.gain is not None
+    up = torch.randn(3, 7, 48)
+    for entry in range(48):
+        other = up.clone()
+        other[..., entry] += 1
+        (kept, x0), (other_kept, other_x0) = stage._narrow(up, None), stage._narrow(other, None)
+        assert torch.equal(x0, other_x0) == (entry < own.width), "an entry is kept, or else it is cut off"
+        assert torch.equal(kept, other_kept) == (entry >= own.width)
+    stage.decoder(torch.randn(3, 7, own.width), x0=stage._narrow(up, None)[1]).square().sum().backward()
+    assert (stage.decoder.gain.grad != 0).all() and len(stage.decoder.gain) == 2
+
+
+def test_a_chunk_is_told_how_many_tokens_the_one_before_it_had() -> None:
+    stage = stage_of("merging")
+    tokens, taken = tokens_for("merging", stage), []
+    hook = stage.inner.register_forward_hook(lambda _inner, args, _out: taken.append(args))
+    with torch.no_grad():
+        tokens.run(stage)
+        assert stage.embed_length is not None
+        stage.embed_length.zero_()
+        tokens.run(stage)
+        stage.embed_length.copy_(torch.arange(len(stage.embed_length))[:, None].expand_as(stage.embed_length))
+        tokens.run(stage)
+    hook.remove()
+    (_, _, marks), (silent, _, _), (told, _, _) = taken
+    lengths = (told - silent)[..., 0].round().long()
+    for row in range(3):
+        for i in range(1, int(marks.present[row].sum())):
+            before = marks.place[row, i] - marks.place[row, i - 1]
+            assert lengths[row, i] == (0 if marks.reset[row, i] else before)
+    assert len(lengths[marks.present].unique()) > 2
+
+
+def test_values_are_told_the_code_of_their_token_and_its_action() -> None:
+    model = random_model(CONFIGS["told"])
+    heard = []
+    hook = model.causal_stage.register_forward_hook(lambda _stage, args, _out: heard.append(args[1:]))
+    batch = random_batch(CONFIGS["told"])
+    with torch.no_grad():
+        whole = model(batch, torch.arange(3))
+    hook.remove()
+    ((side, marks),) = heard
+    Z, valid = model.latent.width, whole.chunks.valid.view(3, 9, -1)
+    codes = side.values[..., :Z]
+    assert (codes[marks.is_frame] == 0).all()
+    assert torch.equal(codes[marks.present & ~marks.is_frame], whole.latent[valid])
+    assert torch.equal(side.values[..., Z:], side.action)

@@ -121,3 +121,15 @@ def test_a_lonely_patch_has_all_of_the_code() -> None:
     config = replace(SLOTTED, frame=replace(SLOTTED.frame, boundary="none"))
     own = random_model(config).frame_stage.code.own
     assert torch.equal(own, torch.eye(3).expand(PATCHES, 3, 3))
+
+
+@given(st.sets(st.integers(1, PATCHES - 1), max_size=5), st.integers(0, PATCHES - 1))
+def test_a_code_of_the_whole_chunk_pools_its_span_and_no_other(starts: set[int], moved: int) -> None:
+    model = random_model(STRIDE)
+    code, chunks = model.frame_stage.code, cut([0, *sorted(starts)])
+    h = torch.randn(1, PATCHES, STRIDE.frame.width)
+    other = h.clone()
+    other[:, moved] += 1
+    a, b = (code(x, chunks.start, members(chunks)) for x in (h, other))
+    differs = (a != b).any(-1)[0]
+    assert torch.equal(differs, torch.arange(chunks.start.shape[1]) == chunks.of_patch[0, moved])

@@ -352,3 +352,16 @@ def test_a_core_of_nothing_is_refused():
     for layers in ("", "T0"):
         with pytest.raises(ValueError, match="a core needs layers"):
             LoopedCore(replace(PLAIN, layers=layers), D, heads=2, window=4)
+
+
+def test_a_core_has_its_norms_on_both_sides_of_what_is_added():
+    """The second norm is around the sum, not around what is added (Geiping et al.): so s stays in bounds."""
+    core = core_of(replace(PLAIN, layers="T1"))
+    block = core.blocks[0]
+    x, y = torch.randn(5, D), torch.randn(5, D)
+    with torch.no_grad():
+        after = block.norm2(block.attention.out(y) + x)
+        expected = block.norm4(block.mlp(block.norm3(after)) + after)
+        torch.testing.assert_close(block.finish(x, y.view(5, -1, D // block.attention.heads)), expected)
+        far = block.finish(1e4 * x, y.view(5, -1, D // block.attention.heads))
+    assert far.abs().max() < 20 * block.norm4.weight.abs().max()

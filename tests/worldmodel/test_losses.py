@@ -210,3 +210,15 @@ def test_a_nan_anywhere_reaches_the_loss() -> None:
         if field == "frames":
             batch.index[0, 3] = 1
         assert loss_of(random_model(config), batch)[0] != loss_of(random_model(config), batch)[0]
+
+
+def test_loops_their_correlation_and_how_far_the_last_one_moved_are_logged() -> None:
+    config = CONFIGS["looped"]
+    model, batch, key = random_model(config).train(), random_batch(config), torch.arange(3)
+    _, notes = world_model_loss(model, batch, LossConfig(), key=key, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        loops = model(batch, key).loops
+    assert loops is not None and 1 <= loops.loops <= config.main.loop.max_loops
+    assert notes["loops/mean"] == loops.loops
+    torch.testing.assert_close(notes["loops/token_correlation"], loops.correlation)
+    torch.testing.assert_close(notes["loops/moved_in_the_last"], loops.moved)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from small_models import CONFIGS, EXTRA, random_actions, random_frames, random_model
+from small_models import CONFIGS, EXTRA, STRIDE, random_actions, random_frames, random_model
 
-from worldmodel.config import ModelConfig
+from worldmodel.config import ModelConfig, TimeConfig
 from worldmodel.model import WorldModel
 from worldmodel.outputs import StepOutput
 from worldmodel.state import DreamState
@@ -118,3 +120,20 @@ def test_an_output_is_replaced_not_written_into() -> None:
     _, aligned = model.realign(before, action, out)
     assert isinstance(aligned, StepOutput) and aligned is not out
     assert all(torch.equal(getattr(out, name), value) for name, value in kept.items())
+
+
+def test_where_patches_are_followed_through_time_a_frame_behind_a_dreamed_one_is_taken_in_whole() -> None:
+    """What lies between was never seen, so nothing says what has not changed; behind a true frame it is known."""
+    config = replace(STRIDE, time=TimeConfig(layers="m1", changes=3.0))
+    model, frame = random_model(config), random_frames(config, 4, 1)
+    nothing = torch.zeros(4, dtype=torch.bool)
+    action = random_actions(config, 4, seed=3)
+    state, whole = model.observe(model.initial_state(4, KEY), None, frame, ~nothing)
+    _, again = model.observe(state, action, frame, nothing)
+    assert (whole.chunks == 4).all() and (again.chunks == 0).all()
+    dreaming, out = model.imagine(state, action)
+    _, behind = model.observe(dreaming, action, frame, nothing)
+    assert (behind.chunks == 4).all()
+    realigned, _ = model.realign(state, action, out)  # at once: held against the true frame before
+    _, still = model.observe(realigned, action, model.decode(out), nothing)
+    assert (still.chunks == 0).all()

@@ -139,3 +139,19 @@ def test_no_two_new_patches_of_a_chunk_share_a_slot(seed: int) -> None:
         assert torch.equal(of_patch >= 0, new)
         for k in range(int(of_patch.max()) + 1):
             assert own[of_patch == k].sum(0).max() <= 1
+
+
+@pytest.mark.parametrize("boundary", ["stride", "learned", "change"])
+def test_patches_that_are_not_new_are_masked_out_of_the_frames_attention(boundary: str) -> None:
+    stage = random_model(replace(FOLLOWED, frame=replace(LEARNED.frame, boundary=boundary))).frame_stage
+    g = torch.Generator().manual_seed(0)
+    patches = stage.patches(random_batch(FOLLOWED, distinct=9).frames)
+    x, changed = torch.randn(9, 12, 16, generator=g), torch.rand(9, 12, generator=g) < 0.4
+    changed[0], changed[1] = True, False
+    with torch.no_grad():
+        chunks, posterior, _ = stage.encode(x, patches, None, changed)
+        still = ~changed.unsqueeze(-1)
+        others = stage.encode(torch.where(still, -3.0, x), torch.where(still, 0.5, patches), None, changed)
+    assert torch.equal(chunks.start, others[0].start) and torch.equal(chunks.valid, others[0].valid)
+    assert torch.equal(posterior[chunks.valid], others[1][chunks.valid])
+    assert chunks.valid.sum(1)[1] == 0 and (chunks.valid.sum(1)[2:] > 0).all()
