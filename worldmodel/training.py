@@ -96,7 +96,8 @@ class Trainer:
 
     Raises:
         ValueError: chunks are to be handed over to a router, but the model has none, or it does not learn by then;
-            targets are to move, but it is not said in how many updates; or the past is to be learned, but not seen.
+            targets are to move, but it is not said in how many updates; or the past is to be learned, but it is not
+            seen, or nothing ever rests.
     """
 
     def __init__(
@@ -112,6 +113,11 @@ class Trainer:
                 "training.past_first is of an encoder that learns from the order of frames: switch on frame.sees_past "
                 "or time.boundary=learned"
             )
+        if self.config.past_first and self.rests_at is None:
+            raise ValueError(
+                "training.past_first says when an encoder comes to rest behind the pictures, which it never does "
+                "without training.settle=true and training.pictures_first above 0"
+            )
         if self.config.stride_first:
             model.frame_stage.cutting.hold_stride(True)
             if self.rests_at is not None and self.config.stride_first >= self.rests_at:
@@ -123,11 +129,7 @@ class Trainer:
         self.parameters = list(model.parameters())
         self.averaged = copy.deepcopy(model).eval().requires_grad_(False)
         self.last: tuple[Batch, Tensor] | None = None  # what the last update saw, and its noise
-        frame = {id(p) for p in model.frame_stage.parameters()}
-        self.parts = {
-            "frame_stage": [p for p in self.parameters if id(p) in frame],
-            "rest": [p for p in self.parameters if id(p) not in frame],
-        }
+        self.parts, self.averaged_parts = _parts_of(model), _parts_of(self.averaged)
         # Matrices decay; norms, biases, A_log, D, dt_bias and learned vectors (fewer than two axes) do not.
         decays = (self.config.frame_decay, self.config.weight_decay)
         groups = [
@@ -221,11 +223,13 @@ class Trainer:
             group["lr"] = self.config.learning_rate * self._share_of_the_rate()
         self.optimizer.step()
         self.update += 1
-        # A plain average at first, so that the start is forgotten soon.
-        decay = min(self.config.average, self.update / (self.update + 10))
-        averaged: list[Tensor] = [*self.averaged.parameters()]
-        with torch.no_grad():
-            torch._foreach_lerp_(averaged, list[Tensor](self.parameters), 1 - decay)
+        for name, part in self.parts.items():
+            # A plain average at first, so that the start is forgotten soon. What learns no pictures starts behind them.
+            had = self.update - (0 if name == "frame_stage" else self.config.pictures_first)
+            if had > 0:
+                decay = min(self.config.average, had / (had + 10))
+                with torch.no_grad():
+                    torch._foreach_lerp_(self.averaged_parts[name], part, 1 - decay)
         self.last = batch, key
         return notes
 
@@ -351,6 +355,7 @@ class Trainer:
                     f"{path} was written by another version of worldmodel, which laid the weights out differently: "
                     "dreams of the run go on working, but its training cannot; train into a new folder"
                 )
+            self._refuse_another_past(content["update"], content["config"])
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.averaged.load_state_dict(content["averaged"])
@@ -360,6 +365,21 @@ class Trainer:
             reason = (str(error) or type(error).__name__).splitlines()[0]  # an empty file says nothing
             raise UserError(f"{path} cannot be resumed ({reason}): restore it, or train into a new folder") from error
         self._rest(self.update - 1)  # as the last update left it: the next batch may be one with known codes
+
+    def _refuse_another_past(self, update: int, begun: dict[str, Any]) -> None:
+        """What has come to its end cannot be given another one: it was learned, averaged and settled by then.
+
+        Raises:
+            UserError: names what was asked for.
+        """
+        ends = {"pictures_first": 0, "past_first": self.config.pictures_first, "stride_first": 0}
+        for name, before in ends.items():
+            was, now = begun[name], getattr(self.config, name)
+            if was != now and before + min(was, now) < update:
+                raise UserError(
+                    f"{self.run} is at update {update} and was trained with {name} {was}: it is too late for {now}, "
+                    f"resume without it"
+                )
 
     def _stop_on_nan(self, batch: Batch, notes: dict[str, Tensor]) -> None:
         wrong = [name for name, value in notes.items() if not torch.isfinite(value)]
@@ -371,3 +391,12 @@ class Trainer:
             f"update {self.update}: {', '.join(wrong)} is not finite; the batch is kept in {path} and the last good "
             f"checkpoint is untouched (look at the batch, or resume with a lower --learning-rate)"
         )
+
+
+def _parts_of(model: WorldModel) -> dict[str, list[Tensor]]:
+    """The parameters of the frame stage, and the others."""
+    frame = {id(p) for p in model.frame_stage.parameters()}
+    parts: dict[str, list[Tensor]] = {"frame_stage": [], "rest": []}
+    for p in model.parameters():
+        parts["frame_stage" if id(p) in frame else "rest"].append(p)
+    return parts

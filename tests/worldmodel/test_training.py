@@ -334,6 +334,20 @@ def test_the_average_follows_the_weights_and_the_report_sees_it(tmp_path: Path) 
     assert learner.model.training
 
 
+def test_what_learns_no_pictures_begins_to_be_averaged_behind_them(tmp_path: Path) -> None:
+    """Or what is handed out for the first thousand updates of rows would be half of how the model was born."""
+    torch.manual_seed(0)
+    config = TrainConfig(warmup=1, pictures_first=30, average=0.99)
+    learner = Trainer(WorldModel(CONFIGS["stride"]), Noise(CONFIGS["stride"]), tmp_path, config)
+    born = [p.detach().clone() for p in learner.parts["rest"]]
+    learner.train(updates=30, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(born, learner.averaged_parts["rest"]))
+    learner.train(updates=34, progress=False)
+    for start, now, average in zip(born, learner.parts["rest"], learner.averaged_parts["rest"]):
+        if (moved := (now - start).norm()) > 1e-6:
+            assert (average - now).norm() < 0.9 * moved
+
+
 def test_norms_and_single_vectors_do_not_decay(tmp_path: Path) -> None:
     """A_log, dt_bias, D, norms, biases: decay would forget the memory lengths they are there to hold."""
     learner = trainer(tmp_path)
