@@ -16,7 +16,7 @@ from worldmodel.outer import CHILDREN
 
 
 def grown_config(config: ModelConfig) -> ModelConfig:
-    """The config of a model that has grown once more.
+    """The config of a model that has grown once more. Its targets have arrived, wherever they came from.
 
     Raises:
         ValueError: observations are no images.
@@ -25,7 +25,9 @@ def grown_config(config: ModelConfig) -> ModelConfig:
     return replace(
         config,
         observation=replace(spec, shape=(*(2 * size for size in spec.shape[:2]), *spec.shape[2:])),
-        frame=replace(config.frame, grown=config.frame.grown + 1),
+        frame=replace(config.frame, grown=config.frame.grown + 1, chunks_first=0.0),
+        time=replace(config.time, changes_first=0.0),
+        causal=tuple(replace(stage, extra_first=0.0) for stage in config.causal),
     )
 
 

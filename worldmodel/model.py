@@ -120,6 +120,9 @@ class WorldModel(nn.Module):
         """
         grown = WorldModel(grown_config(self.config)).to(self.device).train(self.training)
         grown.load_state_dict(self.state_dict(), strict=False)
+        grown.anneal(frames=1.0, causal=1.0)
+        if grown.frame_stage.cutting.router is not None:
+            grown.frame_stage.cutting.hold_stride(False)  # nobody would hand over to the router any more
         start_outermost(grown.frame_stage)
         return grown
 

@@ -275,3 +275,21 @@ def test_only_images_grow(name: str) -> None:
 def test_a_model_grows_a_whole_number_of_times(grown: float) -> None:
     with pytest.raises(ValueError, match="grown must be a whole number"):
         FrameConfig(grown=grown)
+
+
+def test_a_model_that_has_grown_has_arrived_at_its_targets_and_uses_its_router() -> None:
+    config = replace(
+        LEARNED,
+        frame=replace(LEARNED.frame, chunks=3.0, chunks_first=6.0),
+        time=TimeConfig(layers="m1", changes=2.0, changes_first=5.0),
+        causal=(replace(LEARNED.causal[0], extra=1.0, extra_first=0.5),),
+    )
+    model = random_model(config)
+    model.anneal(frames=0.0, causal=0.0)
+    model.frame_stage.cutting.hold_stride(True)
+    grown = model.grow()
+    assert grown.config.first_targets == ()
+    model.anneal(frames=1.0, causal=1.0)
+    rates = {name: value for name, value in model.state_dict().items() if name.endswith(".rate")}
+    assert len(rates) == 3 and all(torch.equal(value, grown.state_dict()[name]) for name, value in rates.items())
+    assert not grown.frame_stage.cutting.at_stride
