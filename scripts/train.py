@@ -124,6 +124,7 @@ def train(args: Train, store: EpisodeStore) -> int:
     from worldmodel.envs.contexts import choose_contexts, save_contexts
     from worldmodel.envs.segments import FrameTable, Segments
     from worldmodel.envs.starts import CONTEXTS_FILE
+    from worldmodel.idle import idle
     from worldmodel.model import WorldModel
     from worldmodel.scripts.report import Reporter
     from worldmodel.training import TrainConfig, Trainer
@@ -135,8 +136,10 @@ def train(args: Train, store: EpisodeStore) -> int:
     seed = begun_seed(args, record, args.out)
     grown_from = _grown_from(args, record)
     config = _resumed_config(args, store) if args.resume else _new_config(args, store)
-    pictures = {"pictures_first": GROWN_PICTURES} if grown_from else {}
-    options = {**pictures, **record.get("options", {}), **given(args, TrainConfig)}
+    if silent := idle((setting.partition("=")[0].strip() for setting in args.settings), config):
+        raise UserError(silent)
+    inherited = _inherited(grown_from) if grown_from and not record else {}
+    options = {**inherited, **record.get("options", {}), **given(args, TrainConfig)}
     training = _override(TrainConfig(), [f"{TRAINING}{name}={value}" for name, value in options.items()], TRAINING)
     if args.resume:
         _refuse_changes(args, training, TRAINING)
@@ -266,6 +269,13 @@ def _grown_from(args: Train, record: dict[str, Any]) -> Path | None:
     if args.grow is not None and (begun is None or args.grow.resolve() != begun.resolve()):
         raise UserError(f"{args.out} was not begun with --grow {args.grow}: leave it out to resume")
     return begun
+
+
+def _inherited(run: Path) -> dict[str, Any]:
+    """How the run that this one grows from was trained, but for what came to its end there."""
+    options = read_record(run).get("options", {})
+    ended = ("pictures_first", "stride_first", "anneal")
+    return {name: value for name, value in options.items() if name not in ended} | {"pictures_first": GROWN_PICTURES}
 
 
 def _preset(args: Train, record: dict[str, Any], grown_from: Path | None) -> str:

@@ -101,11 +101,12 @@ class CausalStage(nn.Module):
                     f"causal.{level}.extra={max(causal.extra, causal.extra_first):g} is too many: of a frame {free:g} "
                     f"tokens reach that stage{' beside F_t' * self.frame_boundary}, and fewer should start a chunk"
                 )
-            if causal.extra > causal.max_extra:
-                raise ValueError(
-                    f"causal.{level}.extra={causal.extra:g} is the mean of what causal.{level}.max_extra="
-                    f"{causal.max_extra} caps: raise the cap"
-                )
+            for name, mean in (("extra", causal.extra), ("extra_first", causal.extra_first)):
+                if mean > causal.max_extra:
+                    raise ValueError(
+                        f"causal.{level}.{name}={mean:g} is the mean of what causal.{level}.max_extra="
+                        f"{causal.max_extra} caps: raise the cap"
+                    )
             self.router = Router(causal.width, rate=causal.extra / (tokens[0] - forced))
         self.smoothed_width = self.inner.width if causal.cut_off else causal.width
         self.inner_names = tuple(self.inner.initial_memory(1))

@@ -22,7 +22,8 @@ class MainNetwork(nn.Module):
     """Tokens of the innermost stage's width in, d2 wide tokens out; the caller cuts them back.
 
     Raises:
-        ValueError: the loops are to follow the certainty of boundaries, and no router sets any.
+        ValueError: the loops are to follow the certainty of boundaries, and no router sets any; or more of them are
+            budgeted than tokens may have.
     """
 
     def __init__(self, config: ModelConfig, latent_width: int) -> None:
@@ -48,6 +49,12 @@ class MainNetwork(nn.Module):
         self.coda = stack(loop.coda) if loop.coda else None
         if loop.certainty and config.causal[-1].extra == 0:
             raise ValueError("LoopConfig.certainty needs a router around the main network: set causal.extra above 0")
+        most = 1 + (config.causal[-1].max_extra if config.causal[-1].extra else 0)
+        if loop.layers and loop.budget > most * loop.max_loops:
+            raise ValueError(
+                f"main.loop.budget={loop.budget:g} loops a frame cannot be spent: a frame has at most {most} main "
+                f"tokens, and main.loop.max_loops caps each at {loop.max_loops}"
+            )
 
     def forward(self, x_BMD: Tensor, side: Side, marks: Marks) -> tuple[Tensor, Said]:
         """Whole rows: `(B, M, E)`, and how the loops went."""

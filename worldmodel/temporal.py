@@ -72,6 +72,11 @@ class TemporalStage(nn.Module):
         if not max(self.changes, self.changes_first) < patches:
             most = max(self.changes, self.changes_first)
             raise ValueError(f"TimeConfig: of {patches} patches a frame, {most:g} cannot change on average")
+        if time.rounds > 1 and 0 < time.changes_outer < time.changes:
+            raise ValueError(
+                f"TimeConfig: what is new in the end is new in every round, so changes_outer={time.changes_outer:g} "
+                f"lets no more than that through: set it above changes={time.changes:g}"
+            )
         self.patches, self.width = patches, width
         self.stack = Stack(time.layers, width, heads=1, mamba=config.mamba, causal=True)
         rate, self.learned = self.changes / patches, time.boundary == "learned"

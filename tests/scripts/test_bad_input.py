@@ -167,10 +167,45 @@ def test_settings_that_are_none(made, tmp_path, fails):
     fails([*argv, "--boundary", "learned", "--set", "frame.chunks_first=6"], "frame.chunks_first", "training.anneal")
     fails([*argv, "--chunks", "3", "--set", "frame.chunks=4"], "--chunks", "same setting")
     fails([*argv, "--end-share", "0.1", "--set", "training.end_share=0.2"], "--end-share", "same setting")
+    fails(
+        [*argv, "--set", "causal.0.extra_first=3", "--set", "causal.0.extra=1"], "causal.0.extra_first=3", "max_extra"
+    )
+    fails(
+        [*argv, "--set", "main.loop.layers=T1", "--set", "main.loop.budget=17"],
+        "main.loop.budget=17",
+        "cannot be spent",
+    )
+    fails([*argv, *as_settings("time.layers=m1", "time.rounds=2", "time.changes_outer=1")], "changes_outer=1", "above")
+    past = as_settings("frame.sees_past=true", "training.past_first=5")
+    fails([*argv, *past, "--set", "training.settle=false"], "training.past_first", "training.settle=true")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "setting,waits_for",
+    [
+        ("main.loop.budget=4", "main.loop.layers"),
+        ("main.loop.keys=last", "main.loop.layers"),
+        ("time.changes=2", "time.layers"),
+        ("time.boundary=learned", "time.layers"),
+        ("frame.max_chunks=2", "frame.boundary"),
+        ("frame.readers=9", "latent.slots=0"),
+        ("causal.0.max_extra=5", "causal.0.extra"),
+        ("training.anneal=100", "frame.chunks_first"),
+    ],
+)
+def test_settings_that_would_do_nothing(setting, waits_for, made, tmp_path, fails):
+    argv = ["train", "--data", made / "data", "--out", tmp_path / "run", *ONE]
+    fails([*argv, "--set", setting], f"{setting.partition('=')[0]} does nothing", waits_for)
+    assert not (tmp_path / "run").exists()
+
+
+def as_settings(*settings):
+    return [part for setting in settings for part in ("--set", setting)]
 
 
 def test_resuming_with_another_setting(copy, fails):
     argv = ["train", "--data", copy / "data", "--out", copy / "run", "--resume", "--updates", 3]
     fails([*argv, "--set", "frame.chunks=5"], "begun without --set frame.chunks=5")
     fails([*argv, "--set", "training.average=0.5"], "begun without --set training.average=0.5")
+    fails([*argv, "--pictures-first", "0"], "is at update 2", "too late for 0")

@@ -48,6 +48,26 @@ def test_a_run_grows_and_is_gone_on_with(made, large, tmp_path):
     assert main(["dream", "--run", str(run), "--updates", "1", "--starts", "4", "--horizon", "2", *FEW[-2:]]) == 0
 
 
+def test_it_is_trained_as_the_run_that_it_grows_from_was(made, large, tmp_path):
+    small, run = tmp_path / "small", tmp_path / "run"
+    settings = ["--set", "training.weight_decay=0.01", "--set", "training.losses.representation=0.05"]
+    settings += ["--set", "frame.boundary=change", "--set", "frame.chunks_first=8", "--set", "training.anneal=5"]
+    argv = ["train", "--data", str(made / "data"), "--out", str(small), "--updates", "1", "--learning-rate", "1e-4"]
+    assert main([*argv, *settings, "--pictures-first", "7", *FEW]) == 0
+    argv = ["train", "--data", str(large), "--out", str(run), "--updates", "1", "--grow", str(small)]
+    assert main([*argv, "--set", "training.weight_decay=0.02", "--device", "cpu"]) == 0
+    options = json.loads((run / "training.json").read_text())["options"]
+    assert options == {
+        "pictures_first": 200,
+        "batch_size": 2,
+        "length": 8,
+        "learning_rate": 1e-4,
+        "weight_decay": "0.02",
+        "losses.representation": "0.05",
+    }
+    assert load_config(run).frame.chunks_first == 0
+
+
 def test_killed_before_its_first_checkpoint_it_grows_again(made, large, tmp_path):
     grow = ["train", "--data", str(large), "--grow", str(made / "run"), *FEW, "--updates", "2"]
     run, unbroken = tmp_path / "run", tmp_path / "unbroken"
