@@ -109,7 +109,7 @@ def draw(args: Demo, measured: dict[str, Any]) -> None:
     from worldmodel.checkpoint import load_environment
     from worldmodel.envs.make import make_vector_env
     from worldmodel.envs.pictures import draw_dreams
-    from worldmodel.envs.rollout import rollout
+    from worldmodel.envs.rollout import play_limit, rollout
     from worldmodel.envs.test_set import load_test_set
     from worldmodel.scripts.figures import learning_curves, play_video
 
@@ -124,7 +124,8 @@ def draw(args: Demo, measured: dict[str, Any]) -> None:
     draw_dreams(agent.model, load_test_set(environment), folder, steps=OPEN_LOOP_STEPS, seed=args.seed)
     seeds = measured["agent_real"]["seeds"][:SHOWN_EPISODES]
     venvs = make_vector_env(environment, len(seeds)), dream_like(args.out, environment, seeds, device, len(seeds))
-    real, dreamed = ([*rollout(venv, agent, episodes=len(seeds), seeds=seeds)] for venv in venvs)
+    limit = play_limit(environment)
+    real, dreamed = ([*rollout(venv, agent, episodes=len(seeds), seeds=seeds, limit=limit)] for venv in venvs)
     play_video(_in_order(real, seeds), _in_order(dreamed, seeds), spec, folder / "real_and_dream.mp4")
 
 

@@ -21,8 +21,8 @@ ROWS = {"agent_real": "agent, real", "random_real": "random, real", "agent_dream
 class Evaluate(Common):
     """Measure a run on episodes that nobody has seen: success, return and length, real and dreamed, and fidelity.
 
-    The dreamed episodes begin at the first frames of the real ones and end at the same time limit. Success means a
-    return above 0.
+    The dreamed episodes begin at the first frames of the real ones and end at the same time limit; where the
+    environment has none, both are cut off after 200 steps. Success means a return above 0.
     """
 
     run: Path
@@ -126,15 +126,16 @@ def play(
     from worldmodel.agents.policy import Agent
     from worldmodel.envs.make import make_vector_env
     from worldmodel.envs.random_policy import RandomPolicy
+    from worldmodel.envs.rollout import play_limit
 
-    venv = make_vector_env(environment, min(args.num_envs, len(seeds)))
+    venv, limit = make_vector_env(environment, min(args.num_envs, len(seeds))), play_limit(environment)
     try:
         players: dict[str, Any] = {"random_real": RandomPolicy(venv.single_action_space, seeds)}
         if with_agent:
             agent = Agent.load(args.run, device, greedy=args.greedy, seed=args.seed)
             players = {"agent_real": agent, **players}
         played = {
-            name: evaluate_policy(venv, player, len(seeds), seeds, progress=ROWS[name]).to_dict()
+            name: evaluate_policy(venv, player, len(seeds), seeds, limit=limit, progress=ROWS[name]).to_dict()
             for name, player in players.items()
         }
     finally:

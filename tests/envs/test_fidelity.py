@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import last_action_env
 import numpy as np
 import pytest
 from minigrid.core.world_object import Wall
@@ -15,7 +16,7 @@ from worldmodel.envs.open_loop import repeat_last_frame, truth
 from worldmodel.envs.rollout import episode_seeds
 from worldmodel.envs.spaces import action_spec, observation_spec
 from worldmodel.envs.store import EpisodeStore
-from worldmodel.envs.test_set import FIRST_SEED, load_test_set
+from worldmodel.envs.test_set import FIRST_SEED, cut_off, load_test_set
 from worldmodel.envs.windows import choose_windows
 from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
@@ -281,6 +282,14 @@ def test_a_damaged_or_foreign_test_set_is_remade(test_set, tmp_path, file, conte
     assert np.array_equal(repaired.table.index, few.table.index)
     other = load_test_set(spec_of("CartPole-v1"), folder, episodes=3, progress=False)
     assert other.table.num_episodes == 3 and other.shown is None and not other.succeeding.any()
+
+
+def test_random_episodes_that_never_end_are_cut_off(tmp_path):
+    endless = spec_of(last_action_env.ID, max_length=10**6)  # its frames cannot show times above 255
+    assert endless["episode_limit"] is None
+    table = load_test_set(endless, tmp_path / "set", episodes=2, progress=False).table
+    assert np.diff(table.begin).tolist() == [201, 201] and not table.terminated.any()
+    assert cut_off({"id": "ALE/Pong-v5", "episode_limit": None}) is None  # every game ends by itself
 
 
 def test_its_seeds_are_no_training_seeds(test_set, folder):

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from line_env import ENDLESS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import worldmodel
@@ -17,6 +18,7 @@ from worldmodel.scripts.cli import main
 from worldmodel.scripts.evaluate import dream_like
 from worldmodel.scripts.report import lively_windows
 
+SMALL = ("--batch-size", "2", "--length", "8", "--pictures-first", "0", "--device", "cpu")
 BRIEF = ("--starts", "8", "--dreams", "8", "--horizon", "3", "--device", "cpu")
 
 
@@ -69,6 +71,20 @@ def test_evaluate_before_there_is_an_agent(copy, capsys):
     assert main(["evaluate", "--run", str(copy / "run"), "--episodes", "1", "--play-only"]) == 0
     text = capsys.readouterr().out
     assert "random, real" in text and "agent, real" not in text and "worldmodel dream" in text
+
+
+def test_episodes_that_never_end_are_cut_off_where_dreams_are(tmp_path):
+    data, run, report = tmp_path / "data", tmp_path / "run", tmp_path / "a.json"
+    assert main(["collect", "--env", ENDLESS, "--steps", "60", "--out", str(data)]) == 0
+    assert main(["train", "--data", str(data), "--out", str(run), "--updates", "1", *SMALL]) == 0
+    assert main(["dream", "--run", str(run), "--updates", "1", *BRIEF]) == 0
+    brief = ["--episodes", "2", "--windows", "2", "--device", "cpu"]
+    assert main(["evaluate", "--run", str(run), *brief, "--json", str(report)]) == 0
+    played = json.loads(report.read_text())
+    for name in ("agent_real", "random_real"):
+        assert played[name]["lengths"] == [200, 200] and played[name]["terminated"] == [False, False]
+    assert max(played["agent_dream"]["lengths"]) <= 200
+    assert played["fidelity"]["horizons"]["50"]["windows"] == 2
 
 
 def test_the_agent_collects(copy, capsys):
