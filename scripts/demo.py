@@ -95,7 +95,8 @@ def run(args: Demo) -> None:
             # Last, because it says that everything is there.
             summary = summarise(args, measured, EpisodeStore.open(data).steps, progress)
             write_atomically(args.out / "summary.json", json.dumps(summary, indent=1).encode())
-    print(f"\n{table(measured)}\n\n{headline(measured['fidelity'])}\n\n{farewell(args)}")
+    truth = [headline(measured["fidelity"])] if "fidelity" in measured else []
+    print("\n" + "\n\n".join([table(measured), *truth, farewell(args)]))
 
 
 def go_on(args: Demo) -> str:
@@ -121,7 +122,8 @@ def draw(args: Demo, measured: dict[str, Any]) -> None:
     if spec.shown is None:
         print("observations are no pictures, so there are none of them")
         return
-    draw_dreams(agent.model, load_test_set(environment), folder, steps=OPEN_LOOP_STEPS, seed=args.seed)
+    if "fidelity" in measured:
+        draw_dreams(agent.model, load_test_set(environment), folder, steps=OPEN_LOOP_STEPS, seed=args.seed)
     seeds = measured["agent_real"]["seeds"][:SHOWN_EPISODES]
     venvs = make_vector_env(environment, len(seeds)), dream_like(args.out, environment, seeds, device, len(seeds))
     limit = play_limit(environment)
@@ -156,7 +158,7 @@ def summarise(args: Demo, measured: dict[str, Any], real_steps: int, progress: P
         "agent_return": agent["mean_return"],
         "random_return": random["mean_return"],
         "dream_return": dream["mean_return"],
-        "dream_exact": exact(measured["fidelity"]),
+        "dream_exact": exact(measured["fidelity"]) if "fidelity" in measured else {},
         "episodes": measured["episodes"],
         "stage_minutes": {name: round(value, 2) for name, value in minutes.items()},
         "threads": torch.get_num_threads(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def evaluate(args: Evaluate) -> dict[str, Any]:
 
     Returns:
         Plain numbers, ready for JSON: `agent_real`, `random_real` and `agent_dream` as `Evaluation.to_dict` says,
-        `return_gap` dream minus real, and `fidelity`; what needs an agent is absent where there is none.
+        `return_gap` dream minus real, and `fidelity`; what needs an agent is absent where there is none, and so is,
+        with a warning, a fidelity that cannot be measured.
     """
     from worldmodel.agents.checkpoint import AGENT_FILE
     from worldmodel.checkpoint import load_environment, load_model
@@ -100,9 +102,12 @@ def evaluate(args: Evaluate) -> dict[str, Any]:
         from worldmodel.envs.test_set import load_test_set
 
         frames = training_frames(args.run)
-        report["fidelity"] = measure_fidelity(
-            model, load_test_set(environment), frames, windows=args.windows, seed=args.seed, realign=args.realign
-        )
+        try:
+            report["fidelity"] = measure_fidelity(
+                model, load_test_set(environment), frames, windows=args.windows, seed=args.seed, realign=args.realign
+            )
+        except UserError as error:  # what was played must not be lost
+            warnings.warn(f"the fidelity of dreamed frames is left out: {error}", stacklevel=2)
     return report
 
 

@@ -51,3 +51,4 @@ def register(env_id: str, **kwargs: Any) -> str:
 
 
 ENDLESS = register("EndlessLine-v0")
+SHORT = register("ShortLine-v0", length=5, picture=True)

@@ -14,6 +14,7 @@ import worldmodel
 from worldmodel.envs.contexts import load_contexts
 from worldmodel.envs.segments import FrameTable
 from worldmodel.envs.store import EpisodeStore
+from worldmodel.errors import UserError
 from worldmodel.scripts.cli import main
 from worldmodel.scripts.evaluate import dream_like
 from worldmodel.scripts.report import lively_windows
@@ -85,6 +86,19 @@ def test_episodes_that_never_end_are_cut_off_where_dreams_are(tmp_path):
         assert played[name]["lengths"] == [200, 200] and played[name]["terminated"] == [False, False]
     assert max(played["agent_dream"]["lengths"]) <= 200
     assert played["fidelity"]["horizons"]["50"]["windows"] == 2
+
+
+def test_a_fidelity_that_cannot_be_measured_costs_nothing_else(made, tmp_path, capsys, monkeypatch):
+    def refuse(environment):
+        raise UserError("there is no such set")
+
+    monkeypatch.setattr("worldmodel.envs.test_set.load_test_set", refuse)
+    argv = ["evaluate", "--run", str(made / "run"), "--episodes", "1", "--device", "cpu"]
+    with pytest.warns(UserWarning, match="fidelity of dreamed frames is left out: there is no such set"):
+        assert main([*argv, "--json", str(tmp_path / "a.json")]) == 0
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert "agent_dream" in report and "fidelity" not in report
+    assert "agent, dream" in capsys.readouterr().out
 
 
 def test_the_agent_collects(copy, capsys):

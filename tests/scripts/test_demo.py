@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import gymnasium
 import pytest
+from line_env import SHORT
 
 import worldmodel
 from worldmodel.envs.store import EpisodeStore
@@ -52,6 +54,34 @@ def test_it_is_a_complete_run(demo):
     assert observation.shape == model.config.observation.shape
     action, _ = agent.act(observation, None)
     env.step(action)
+
+
+def test_episodes_shorter_than_the_context(tmp_path, capsys):
+    argv = ["demo", "--out", str(tmp_path / "demo"), "--env", SHORT, "--steps", "80", "--device", "cpu"]
+    argv += ["--train-minutes", "0.01", "--dream-minutes", "0.01", "--episodes", "2", "--windows", "4"]
+    assert main(argv) == 0
+    fidelity = json.loads((tmp_path / "demo" / "evaluation.json").read_text())["fidelity"]
+    assert fidelity["context"] == 2 and fidelity["horizons"]["1"]["windows"] == 4
+    assert "PSNR of dreamed frames" in capsys.readouterr().out
+    assert (tmp_path / "demo" / "report" / "dream_0.png").exists()
+
+
+def test_a_demo_whose_fidelity_could_not_be_measured(demo, tmp_path, capsys):
+    argv, out = demo
+    argv = [word if word != str(out) else str(tmp_path / "demo") for word in argv]
+    shutil.copytree(out, tmp_path / "demo", ignore=shutil.ignore_patterns("report", "summary.json"))
+    evaluation, progress = (tmp_path / "demo" / name for name in ("evaluation.json", "demo.json"))
+    measured, done = json.loads(evaluation.read_text()), json.loads(progress.read_text())
+    del measured["fidelity"]
+    done["done"].remove("report")
+    evaluation.write_text(json.dumps(measured))
+    progress.write_text(json.dumps(done))
+    assert main(argv) == 0
+    assert json.loads((tmp_path / "demo" / "summary.json").read_text())["dream_exact"] == {}
+    drawn = {path.name for path in (tmp_path / "demo" / "report").iterdir()}
+    assert drawn == {"learning_curves.png", "real_and_dream.mp4"}
+    text = capsys.readouterr().out
+    assert "agent, real" in text and "exact" not in text
 
 
 def test_again_does_nothing_twice(demo, capsys, fails):
