@@ -168,6 +168,12 @@ def summarise(args: Demo, measured: dict[str, Any], real_steps: int, progress: P
 
 def farewell(args: Demo) -> str:
     """What to look at and what to type next."""
+    from worldmodel.checkpoint import load_config
+
+    shown = load_config(args.out).observation.shown
+    mode, picture = "", ""
+    if shown is not None and shown.kind == "image":  # other dreams have no render mode
+        mode, picture = ', render_mode="rgb_array"', "\n  picture = env.render()"
     pictures = sorted(str(path) for path in (args.out / "report").iterdir())
     looks = "\n".join(f"  {path}" for path in pictures)
     return f"""Look at
@@ -175,7 +181,6 @@ def farewell(args: Demo) -> str:
   tensorboard --logdir {args.out / "tensorboard"}
 The figures are in {args.out / "summary.json"}. Step the dream yourself:
   import gymnasium, worldmodel
-  env = gymnasium.make("worldmodel/Dream-v0", checkpoint="{args.out}", render_mode="rgb_array")
+  env = gymnasium.make("worldmodel/Dream-v0", checkpoint="{args.out}"{mode})
   observation, info = env.reset(seed=0)
-  observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
-  picture = env.render()"""
+  observation, reward, terminated, truncated, info = env.step(env.action_space.sample()){picture}"""

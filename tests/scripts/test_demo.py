@@ -6,13 +6,23 @@ import json
 import shutil
 
 import gymnasium
+import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete
 from line_env import SHORT
 
 import worldmodel
+from worldmodel.checkpoint import save_model
+from worldmodel.envs.contexts import choose_contexts, save_contexts
+from worldmodel.envs.rollout import Episode
+from worldmodel.envs.segments import FrameTable
+from worldmodel.envs.spaces import action_spec, observation_spec, space_to_json
 from worldmodel.envs.store import EpisodeStore
 from worldmodel.errors import UserError
+from worldmodel.model import WorldModel
+from worldmodel.presets import preset
 from worldmodel.scripts.cli import main
+from worldmodel.scripts.demo import Demo, farewell
 from worldmodel.scripts.progress import Progress
 
 PRODUCTS = {"one": "one.txt", "two": "two.txt"}
@@ -82,6 +92,30 @@ def test_a_demo_whose_fidelity_could_not_be_measured(demo, tmp_path, capsys):
     assert drawn == {"learning_curves.png", "real_and_dream.mp4"}
     text = capsys.readouterr().out
     assert "agent, real" in text and "exact" not in text
+
+
+@pytest.mark.parametrize(
+    "space, pictures",
+    [(Box(0, 255, (16, 16, 3), np.uint8), True), (Box(-1, 1, (3,)), False), (Box(0, 10, (7, 7, 3), np.uint8), False)],
+    ids=["image", "vector", "grid"],
+)
+def test_what_the_farewell_says_can_be_typed(space, pictures, tmp_path):
+    environment = {"observation_space": space_to_json(space), "action_space": space_to_json(Discrete(2))}
+    model = WorldModel(preset("tiny", observation_spec(space), action_spec(Discrete(2))))
+    save_model(tmp_path, model, environment)
+    episode = Episode(
+        np.stack([space.sample()] * 4), np.zeros(3, np.int64), np.zeros(3, np.float32), terminated=True, truncated=False
+    )
+    table = FrameTable.from_episodes([episode], Discrete(2))
+    save_contexts(tmp_path / "contexts.npz", choose_contexts(table, count=2))
+    (tmp_path / "report").mkdir()
+    text = farewell(Demo(out=tmp_path))
+    typed = text[text.index("import gymnasium") :].replace("\n  ", "\n")
+    assert ("render" in typed) == pictures
+    said: dict = {}
+    exec(typed, said)
+    assert said["env"].observation_space == space
+    assert not pictures or said["picture"].shape[2] == 3
 
 
 def test_again_does_nothing_twice(demo, capsys, fails):
