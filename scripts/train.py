@@ -296,14 +296,15 @@ def _resumed_config(args: Train, store: EpisodeStore) -> ModelConfig:
 
 def _settings(args: Train, prefix: str = "") -> list[str]:
     """Those --set that are about training, or those that are about the model."""
-    return [setting for setting in args.settings if setting.startswith(TRAINING) == (prefix == TRAINING)]
+    begins = (TRAINING, TRAINING.removesuffix(".") + "=")
+    return [setting for setting in args.settings if setting.startswith(begins) == (prefix == TRAINING)]
 
 
 def _override(config: Config, settings: Sequence[str], prefix: str = "") -> Config:
     from worldmodel.overrides import override
 
     try:
-        return override(config, *settings, prefix=prefix)
+        return override(config, *settings, prefix=prefix, beside=() if prefix else (TRAINING.removesuffix("."),))
     except ValueError as error:
         raise UserError(str(error)) from error
 

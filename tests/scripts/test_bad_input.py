@@ -160,6 +160,9 @@ def test_settings_that_are_none(made, tmp_path, fails):
     argv = ["train", "--data", made / "data", "--out", tmp_path / "run", *ONE]
     fails([*argv, "--set", "main.lop.loops=8"], "main.lop", "main.loop")
     fails([*argv, "--set", "training.averag=0.9"], "training.averag", "training.average")
+    fails([*argv, "--set", "trainig.average=0.9"], "no setting 'trainig'", "main, ", ", training")
+    fails([*argv, "--set", "training=3"], "training is not a single setting", "training.average")
+    fails([*argv, "--set", "training"], "NAME=VALUE", "'training'")
     fails([*argv, "--set", "training.losses.ratio=much"], "training.losses.ratio", "'much'")
     fails([*argv, "--set", "training.stride_first=5"], "nothing to hand over to", "'stride'")
     fails([*argv, "--set", "causal.0.extra=3"], "causal.0.extra=3", "causal.0.max_extra=2")
