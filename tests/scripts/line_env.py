@@ -52,3 +52,4 @@ def register(env_id: str, **kwargs: Any) -> str:
 
 ENDLESS = register("EndlessLine-v0")
 SHORT = register("ShortLine-v0", length=5, picture=True)
+COSTLY = register("CostlyLine-v0", length=30, reward=-20.0)

@@ -102,6 +102,16 @@ def test_options_that_no_model_can_have(made, tmp_path, fails):
     fails(["collect", "--env", "CartPole-v1", "--steps", 0, "--out", tmp_path / "data"], "--steps")
 
 
+def test_options_that_no_agent_can_have(copy, fails):
+    for name in ("agent.safetensors", "agent_trainer.pt"):
+        (copy / "run" / name).unlink()
+    argv = ["dream", "--run", copy / "run", "--updates", 1, "--device", "cpu"]
+    fails([*argv, "--discount", 7], "discount", "above 0 and at most 1", "7.0")
+    fails([*argv, "--entropy", -1], "entropy", "0 or more", "-1.0")
+    fails([*argv, "--horizon", 0], "--horizon")
+    assert not (copy / "run" / "agent.safetensors").exists()
+
+
 def test_runs_are_not_overwritten(copy, fails):
     before = (copy / "run" / "world_model.safetensors").read_bytes()
     fails(["train", "--data", copy / "data", "--out", copy / "run", *ONE], "--resume")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from line_env import ENDLESS
+from gymnasium.spaces import Discrete
+from line_env import COSTLY, ENDLESS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import worldmodel
 from worldmodel.envs.contexts import load_contexts
+from worldmodel.envs.rollout import Episode
 from worldmodel.envs.segments import FrameTable
 from worldmodel.envs.store import EpisodeStore
 from worldmodel.errors import UserError
 from worldmodel.scripts.cli import main
+from worldmodel.scripts.dream import largest_return
 from worldmodel.scripts.evaluate import dream_like
 from worldmodel.scripts.report import lively_windows
 
@@ -122,6 +126,29 @@ def test_vectors_go_the_whole_way(tmp_path, capsys):
     assert main(["dream", "--run", run, "--updates", "1", *BRIEF]) == 0
     assert main(["evaluate", "--run", run, "--episodes", "2", "--play-only", "--device", "cpu"]) == 0
     assert "agent, dream" in capsys.readouterr().out
+
+
+def test_returns_that_the_critic_cannot_say_are_warned_of(tmp_path, recwarn):
+    data, run = tmp_path / "data", tmp_path / "run"
+    assert main(["collect", "--env", COSTLY, "--steps", "90", "--num-envs", "1", "--out", str(data)]) == 0
+    assert main(["train", "--data", str(data), "--out", str(run), "--updates", "1", *SMALL]) == 0
+    shutil.copytree(run, tmp_path / "other")
+    argv = ["dream", "--updates", "1", *BRIEF]
+    assert main([*argv, "--run", str(run), "--discount", "0.8"]) == 0
+    assert not [w for w in recwarn if "critic" in str(w.message)]  # 100 at most
+    with pytest.warns(UserWarning, match=r"come to 521 in size, .* no value beyond 147: .* lower --discount than 0.99"):
+        assert main([*argv, "--run", str(tmp_path / "other")]) == 0
+
+
+def test_the_largest_return_is_looked_for_from_every_moment():
+    rng = np.random.default_rng(0)
+    rewards = [rng.normal(size=n).astype(np.float32) for n in (3, 1, 6)]
+    shown = [np.zeros((len(part) + 1, 2), np.float32) for part in rewards]
+    actions = [np.zeros(len(part), np.int64) for part in rewards]
+    episodes = [Episode(*arrays, terminated=True, truncated=False) for arrays in zip(shown, actions, rewards)]
+    sums = [abs(sum(0.7**k * r for k, r in enumerate(part[t:]))) for part in rewards for t in range(len(part))]
+    table = FrameTable.from_episodes(episodes, Discrete(2))
+    assert largest_return(table, 0.7) == pytest.approx(max(sums))
 
 
 def test_own_data_can_be_trained_on(tmp_path, capsys):
