@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from worldmodel.errors import UserError
 from worldmodel.scripts.dream import Dream, train_agent
 from worldmodel.scripts.evaluate import Evaluate, dream_like, evaluate, exact, headline, table
-from worldmodel.scripts.options import Common, choose_device, require_positive
+from worldmodel.scripts.options import Common, choose_device, require_out_folder, require_positive
 from worldmodel.scripts.progress import Progress
 from worldmodel.scripts.train import Train, train
 
@@ -59,6 +59,7 @@ class Demo(Common):
 def run(args: Demo) -> None:
     """Go all the way."""
     require_positive(args, "steps", "train_minutes", "dream_minutes", "episodes", "windows")
+    require_out_folder("--out", args.out)
     from worldmodel.checkpoint import write_atomically
     from worldmodel.envs.collect import collect
     from worldmodel.envs.make import spec_of

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from worldmodel.errors import UserError
-from worldmodel.scripts.options import Common, MaybePath, choose_device, require_positive, require_run
+from worldmodel.scripts.options import Common, MaybePath, choose_device, require_out_file, require_positive, require_run
 from worldmodel.scripts.table import aligned
 
 EVALUATION_STREAM = 1  # of episode seeds; collecting takes stream 0, so these episodes are fresh
@@ -50,8 +50,8 @@ def run(args: Evaluate) -> None:
     if args.realign < 0:
         raise UserError(f"--realign must be a number of steps, or 0 for never, not {args.realign}")
     require_run(args.run)
-    if args.json is not None and not args.json.parent.is_dir():
-        raise UserError(f"--json {args.json}: there is no folder {args.json.parent}")
+    if args.json is not None:
+        require_out_file("--json", args.json)
     report = evaluate(args)
     print(table(report))
     if "fidelity" in report:

@@ -22,6 +22,7 @@ from worldmodel.scripts.options import (
     begun_seed,
     choose_device,
     given,
+    require_out_folder,
     require_positive,
 )
 
@@ -97,6 +98,7 @@ def run(args: Train) -> None:
     """Train, and say where things are."""
     names = ("updates", "minutes", "batch_size", "length", "learning_rate", "save_every", "report_every", "chunks")
     require_positive(args, *names)
+    require_out_folder("--out", args.out)
     from worldmodel.envs.store import EpisodeStore
 
     store = EpisodeStore.open(args.data)
