@@ -6,7 +6,8 @@ The losses are pure functions of tensors; where the tensors come from is `imagin
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,29 @@ from worldmodel.agents.actions import ActionDistribution, action_distribution, o
 from worldmodel.specs import ActionSpec
 from worldmodel.two_hot import TwoHot
 
+Check = Callable[[float], bool]
+# What each number of the config may be, in words and as a check.
+ALLOWED: tuple[tuple[str, Check, tuple[str, ...]], ...] = (
+    ("above 0", lambda x: x > 0, ("width", "layers", "value_range", "dreams", "horizon", "learning_rate", "clip")),
+    ("of at least 2", lambda x: x >= 2, ("bins",)),
+    ("of 0 or more", lambda x: x >= 0, ("entropy", "slow_weight")),
+    ("between 0 and 1", lambda x: 0 <= x <= 1, ("lam", "return_rate")),
+    ("of 0 or more and below 1", lambda x: 0 <= x < 1, ("unimix",)),
+    ("above 0 and at most 1", lambda x: 0 < x <= 1, ("discount", "slow_rate")),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
-    """Every knob of the agent and of its training in imagination."""
+    """Every knob of the agent and of its training in imagination.
+
+    The critic cannot say a value beyond `largest_value`, 147 unless `value_range` is another: where discounted returns
+    are larger than that, below or above 0 (Pendulum's go down to -1,400), all that lies beyond is worth the same to it.
+    There, take a larger `value_range`, a smaller `discount` or smaller rewards.
+
+    Raises:
+        ValueError: a number makes no sense; the sentence names its field.
+    """
 
     width: int = 128  # of the hidden layers
     layers: int = 2  # hidden layers of the actor, and of the critic
@@ -39,6 +59,21 @@ class AgentConfig:
     learning_rate: float = 1e-3
     clip: float = 10.0  # largest norm of the gradient
 
+    def __post_init__(self) -> None:
+        whole = {f.name for f in dataclasses.fields(self) if isinstance(f.default, int)}
+        for words, fits, names in ALLOWED:
+            for name in names:
+                value, kinds = getattr(self, name), (int,) if name in whole else (int, float)
+                number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+                if not (number and fits(value)):
+                    wanted = "a whole number" if name in whole else "a number"
+                    raise ValueError(f"AgentConfig: {name} must be {wanted} {words}, not {value!r}")
+
+    @property
+    def largest_value(self) -> float:
+        """The largest value that the critic can say; the smallest is its negative."""
+        return math.expm1(self.value_range)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON."""
         return dataclasses.asdict(self)
@@ -48,7 +83,7 @@ class AgentConfig:
         """The inverse of `to_dict`.
 
         Raises:
-            ValueError: a field is unknown.
+            ValueError: a field is unknown, or its number makes no sense.
         """
         if unknown := set(data) - {f.name for f in dataclasses.fields(cls)}:
             raise ValueError(f"agent config has a field that this version does not know: {', '.join(sorted(unknown))}")

@@ -39,7 +39,13 @@ class Evaluation:
 
 
 def evaluate_policy(
-    venv: VectorEnv, policy: Policy, episodes: int, seeds: Iterable[int], *, progress: str | None = None
+    venv: VectorEnv,
+    policy: Policy,
+    episodes: int,
+    seeds: Iterable[int],
+    *,
+    limit: int | None = None,
+    progress: str | None = None,
 ) -> Evaluation:
     """Plays the episodes of the first `episodes` seeds, each to its end, and counts.
 
@@ -48,6 +54,7 @@ def evaluate_policy(
         policy: what to evaluate; it starts without a memory.
         episodes: how many.
         seeds: of the environment, one an episode.
+        limit: steps after which an episode is cut off, see `rollout`; None plays each to its own end.
         progress: what a progress bar is called; None shows none.
     """
     if episodes < 1:
@@ -56,7 +63,7 @@ def evaluate_policy(
     order = {seed: place for place, seed in enumerate(seeds)}
     played = []
     with tqdm(total=episodes, desc=progress, unit="episode", disable=None if progress else True) as bar:
-        for episode in rollout(venv, policy, episodes=episodes, seeds=seeds):
+        for episode in rollout(venv, policy, episodes=episodes, seeds=seeds, limit=limit):
             assert episode.seed is not None
             played.append((order[episode.seed], episode.total_reward, episode.length, episode.terminated))
             bar.update()

@@ -119,13 +119,13 @@ def watch_steps(
     Args:
         model: the world model.
         test_set: of the same environment.
-        context: real frames before the dream.
+        context: real frames before the dream; fewer where no episode is longer.
         steps: of the dream, at most; it ends with the episode.
         columns: steps that are kept, evenly spaced.
         seed: of the model's noise.
 
     Raises:
-        UserError: there is nothing to show in the observations, or no episode is long enough.
+        UserError: there is nothing to show in the observations, or no episode has a step.
     """
     spec, table = model.config.observation, test_set.table
     windows = last_steps(test_set, 1, context, steps)

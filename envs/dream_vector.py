@@ -21,13 +21,12 @@ from torch import Tensor
 
 from worldmodel.envs.convert import check_actions, check_reset_mask, picture, row_seeds
 from worldmodel.envs.observations import first_modality, from_frames, row_of
+from worldmodel.envs.rollout import DEFAULT_HORIZON
 from worldmodel.envs.snapshot import Snapshot, draw_key
 from worldmodel.envs.spaces import to_model_action
 from worldmodel.envs.starts import START_KINDS, load_world
 from worldmodel.errors import UserError
 from worldmodel.state import DreamState
-
-DEFAULT_HORIZON = 200  # steps, where the real environment has no limit of its own
 
 
 class DreamVectorEnv(VectorEnv):

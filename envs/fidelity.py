@@ -26,7 +26,7 @@ from worldmodel.envs.open_loop import Rollout, closed_loop, observe_context, ope
 from worldmodel.envs.seen_ground import on_seen_ground
 from worldmodel.envs.segments import FrameTable
 from worldmodel.envs.test_set import TestSet
-from worldmodel.envs.windows import Windows, choose_windows
+from worldmodel.envs.windows import Windows, choose_windows, fitting_context
 from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
 from worldmodel.specs import ObservationSpec
@@ -54,7 +54,7 @@ def measure_fidelity(
         test_set: of the environment that the model was trained on.
         training_frames: `(n, *observation shape)` the distinct frames of the training data, for the vocabulary of
             tiles; the test set's own frames are used if left out.
-        context: real frames before each dream.
+        context: real frames before each dream; fewer where no episode is longer, see `fitting_context`.
         horizons: rising numbers of steps at which dream and truth are compared.
         windows: sampled at each horizon, or all there are.
         seed: of the sample, the model's noise and the shuffling of actions.
@@ -72,9 +72,13 @@ def measure_fidelity(
             f"the model's observations have the shape {spec.shape}, those of the test set {table.frames.shape[1:]}: "
             "measure it on a test set of its own environment"
         )
+    context = fitting_context(table, context)
     chosen = choose_windows(table, test_set.succeeding, context=context, horizons=horizons, count=windows, seed=seed)
     if not len(chosen):
-        raise UserError(f"no episode of the test set has more than {context} frames, so there is nothing to dream")
+        raise UserError(
+            f"no episode of the test set goes on for {horizons[0]} steps behind {context} frames of context, so there "
+            "is nothing to compare"
+        )
     state = observe_context(model, table, chosen, seed=seed)
     predictions = {
         "dream": open_loop(model, state, table, chosen, realign=realign),

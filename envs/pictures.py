@@ -14,7 +14,7 @@ from worldmodel.envs.observations import first_modality, modalities_of
 from worldmodel.envs.open_loop import closed_loop, observe_context, open_loop, truth
 from worldmodel.envs.test_set import TestSet
 from worldmodel.envs.video import write_viewable
-from worldmodel.envs.windows import Windows
+from worldmodel.envs.windows import Windows, fitting_context
 from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
 from worldmodel.specs import ObservationSpec
@@ -148,7 +148,7 @@ def draw_dreams(
         test_set: of the same environment.
         folder: for `dream_0.png` and so on, and `dreams.mp4`.
         count: how many episodes, at most.
-        context: real frames before each dream.
+        context: real frames before each dream; fewer where no episode is longer.
         steps: of each dream, at most; it ends with the episode.
         seed: of the model's noise.
 
@@ -156,12 +156,13 @@ def draw_dreams(
         The files written.
 
     Raises:
-        UserError: there is nothing to show in the observations, or no episode is long enough.
+        UserError: there is nothing to show in the observations, or no episode has a step.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     spec, table = model.config.observation, test_set.table
     windows, order = last_steps(test_set, count, context, steps), patch_order(model.frame_stage.patches.shown)
+    context = windows.context
     real = truth(table, windows)
     state = observe_context(model, table, windows, seed=seed)
     dream, seen = open_loop(model, state, table, windows), closed_loop(model, state, table, windows)
@@ -199,20 +200,19 @@ def last_steps(test_set: TestSet, count: int, context: int, steps: int) -> Windo
     Args:
         test_set: succeeding episodes are taken if it has any.
         count: windows, at most.
-        context: real frames before the first step.
+        context: real frames before the first step; fewer where no episode is longer.
         steps: of each window, at most; its horizons are all of them.
 
     Raises:
-        UserError: no episode is long enough.
+        UserError: no episode has a step.
     """
     table = test_set.table
+    context = fitting_context(table, context)
     last = table.begin[1:] - 1
     length = np.minimum(last - table.begin[:-1] - context + 1, steps)
     good = np.flatnonzero(test_set.succeeding & (length == steps))
     for wider in (length == steps, length > 0):
         good = good if len(good) else np.flatnonzero(wider)
-    if not len(good):
-        raise UserError(f"no episode of the test set has more than {context} frames, so there is nothing to dream")
     changes = [np.count_nonzero(np.diff(table.index[last[e] - length[e] : last[e] + 1])) for e in good]
     chosen = good[np.argsort(changes, kind="stable")[::-1][:count]]
     chosen = chosen[np.argsort(-length[chosen], kind="stable")]

@@ -16,6 +16,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from worldmodel.envs.observations import to_frames
 
+DEFAULT_HORIZON = 200  # steps of an episode, dreamed or real, where the real environment has no limit of its own
+
 
 class Policy(Protocol):
     """Whatever chooses actions for a batch of rows."""
@@ -93,6 +95,18 @@ def episode_seeds(seed: int, stream: int = 0) -> Iterator[int]:
         yield int(np.random.SeedSequence((seed, stream, k)).generate_state(1)[0] >> 1)
 
 
+def play_limit(environment: dict[str, Any]) -> int | None:
+    """Steps after which whoever plays whole episodes of an environment cuts them off: it may never end them itself.
+
+    Args:
+        environment: the environment spec.
+
+    Returns:
+        `DEFAULT_HORIZON`, as in the dream, or None where the environment has a limit of its own.
+    """
+    return None if environment.get("episode_limit") else DEFAULT_HORIZON
+
+
 def rollout(
     venv: VectorEnv,
     policy: Policy,
@@ -100,6 +114,7 @@ def rollout(
     seeds: Iterable[int],
     episodes: int | None = None,
     steps: int | None = None,
+    limit: int | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Iterator[Episode]:
     """Play episodes, each from its own seed, and yield them as they end.
@@ -113,17 +128,21 @@ def rollout(
         seeds: one an episode, in order of start.
         episodes: stop after so many episodes, or
         steps: stop after exactly so many environment steps, summed over rows.
+        limit: steps after which an episode that goes on is cut off, as truncated; None plays it to its own end, however
+            far that is (see `play_limit`).
         progress: called with the number of new steps (`tqdm.update` fits).
 
     Yields:
         Finished episodes.
 
     Raises:
-        ValueError: neither or both of `episodes` and `steps` are given, the environment resets itself, or there are too
-            few seeds.
+        ValueError: neither or both of `episodes` and `steps` are given, `limit` is no number of steps, the environment
+            resets itself, or there are too few seeds.
     """
     if (episodes is None) == (steps is None):
         raise ValueError("give either episodes or steps")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1 step, or None for no limit, not {limit}")
     if venv.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
         raise ValueError("rollout resets rows itself: make the vector environment with AutoresetMode.DISABLED")
     remaining = float("inf") if episodes is None else episodes  # episodes to start
@@ -159,9 +178,11 @@ def rollout(
             episode.actions.append(np.array(actions[row]))
             episode.rewards.append(float(rewards[row]))
             episode.observations.append(frames[row].copy())
-            if first[row]:
-                yield episode.finish(bool(terminated[row]), bool(truncated[row]))
+            cut = len(episode.actions) == limit and not first[row]
+            if first[row] or cut:
+                yield episode.finish(bool(terminated[row]), bool(truncated[row]) or cut)
                 episode.counted = False
+                first[row] = True
         if progress is not None:
             progress(taken)
         if budget <= 0:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from worldmodel.envs.grid_player import play_episode
 from worldmodel.envs.make import make_from_spec, make_vector_env
 from worldmodel.envs.random_policy import RandomPolicy
-from worldmodel.envs.rollout import Episode, rollout
+from worldmodel.envs.rollout import Episode, play_limit, rollout
 from worldmodel.envs.seen_ground import shown_cells
 from worldmodel.envs.segments import FrameTable
 from worldmodel.envs.store import EpisodeStore
@@ -80,7 +80,8 @@ def load_test_set(
     Args:
         environment: the environment spec.
         folder: a cache, overwritten when it holds another set; `default_folder(environment)` if left out.
-        episodes: how many of each kind. Of environments other than MiniGrid there are only random ones.
+        episodes: how many of each kind. Of environments other than MiniGrid there are only random ones, cut off after
+            `rollout.DEFAULT_HORIZON` steps where the environment has no time limit.
         progress: show a bar while the set is made.
 
     Raises:
@@ -94,6 +95,8 @@ def load_test_set(
         "gymnasium": gym.__version__,
         "minigrid": minigrid.__version__,
     }
+    if (limit := cut_off(environment)) is not None:
+        wanted["limit"] = limit  # only here: without it, sets of before are what is wanted
     found = _read(folder, wanted)
     if found is None:
         _make(folder, wanted, progress)
@@ -172,6 +175,12 @@ def _succeeding(env: gym.Env, episodes: int) -> Iterator[Episode]:
         warnings.warn(f"the player succeeds in {count} episodes only; the test set lacks the others", stacklevel=2)
 
 
+def cut_off(environment: dict[str, Any]) -> int | None:
+    """Steps after which a random episode is cut off, where nothing is known to end it."""
+    # The emulator ends every game itself, after half an hour at the latest.
+    return None if str(environment.get("id")).startswith("ALE/") else play_limit(environment)
+
+
 def _random(environment: dict[str, Any], episodes: int) -> Iterator[Episode]:
     """So many episodes of random actions, or fewer where these are gigabytes of pixels."""
     left = RANDOM_BYTES
@@ -179,7 +188,7 @@ def _random(environment: dict[str, Any], episodes: int) -> Iterator[Episode]:
     venv = make_vector_env(environment, num_envs=1)
     try:
         policy = RandomPolicy(venv.single_action_space, seeds)
-        for episode in rollout(venv, policy, episodes=episodes, seeds=seeds):
+        for episode in rollout(venv, policy, episodes=episodes, seeds=seeds, limit=cut_off(environment)):
             yield episode
             left -= episode.observations.nbytes
             if left < 0:

@@ -49,7 +49,7 @@ def liveliest_episode(test_set: TestSet, context: int = 8, steps: int = 16) -> i
     """The episode whose last steps `worldmodel.envs.pictures` shows first.
 
     Raises:
-        UserError: none is long enough.
+        UserError: none has a step.
     """
     return int(test_set.table.episode_of(last_steps(test_set, 1, context, steps).begin[0]))
 

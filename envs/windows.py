@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from worldmodel.envs.segments import FrameTable
+from worldmodel.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,22 @@ class Windows:
     def at(self, step: int, rows: int | None = None) -> np.ndarray:
         """Positions of the frames `step` steps after the context, of the first `rows` windows."""
         return self.begin[:rows] + self.context - 1 + step
+
+
+def fitting_context(table: FrameTable, context: int) -> int:
+    """Frames of context that leave something to dream: `context`, or a third of the longest episode that has no more.
+
+    Args:
+        table: the episodes.
+        context: as it should be.
+
+    Raises:
+        UserError: no episode has a step.
+    """
+    longest = int(np.diff(table.begin).max())
+    if longest < 2:
+        raise UserError("no episode of the test set has more than one frame, so there is nothing to dream")
+    return context if longest > context else max(1, longest // 3)
 
 
 def choose_windows(

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from worldmodel.errors import UserError
-from worldmodel.scripts.options import Common, MaybeInt, MaybeNames, choose_device, require_positive, require_run
+from worldmodel.scripts.options import (
+    Common,
+    MaybeInt,
+    MaybeNames,
+    choose_device,
+    require_out_folder,
+    require_positive,
+    require_run,
+)
 
 
 @dataclass(kw_only=True)
@@ -33,6 +41,7 @@ class Collect(Common):
 def run(args: Collect) -> None:
     """Collect, and say what was collected."""
     require_positive(args, "steps", "num_envs", "max_episode_steps")
+    require_out_folder("--out", args.out)
     from worldmodel.envs.collect import collect
     from worldmodel.envs.make import spec_of
 

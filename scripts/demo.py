@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from worldmodel.errors import UserError
 from worldmodel.scripts.dream import Dream, train_agent
 from worldmodel.scripts.evaluate import Evaluate, dream_like, evaluate, exact, headline, table
-from worldmodel.scripts.options import Common, choose_device, require_positive
+from worldmodel.scripts.options import Common, choose_device, require_out_folder, require_positive
 from worldmodel.scripts.progress import Progress
 from worldmodel.scripts.train import Train, train
 
@@ -59,6 +59,7 @@ class Demo(Common):
 def run(args: Demo) -> None:
     """Go all the way."""
     require_positive(args, "steps", "train_minutes", "dream_minutes", "episodes", "windows")
+    require_out_folder("--out", args.out)
     from worldmodel.checkpoint import write_atomically
     from worldmodel.envs.collect import collect
     from worldmodel.envs.make import spec_of
@@ -95,7 +96,8 @@ def run(args: Demo) -> None:
             # Last, because it says that everything is there.
             summary = summarise(args, measured, EpisodeStore.open(data).steps, progress)
             write_atomically(args.out / "summary.json", json.dumps(summary, indent=1).encode())
-    print(f"\n{table(measured)}\n\n{headline(measured['fidelity'])}\n\n{farewell(args)}")
+    truth = [headline(measured["fidelity"])] if "fidelity" in measured else []
+    print("\n" + "\n\n".join([table(measured), *truth, farewell(args)]))
 
 
 def go_on(args: Demo) -> str:
@@ -109,7 +111,7 @@ def draw(args: Demo, measured: dict[str, Any]) -> None:
     from worldmodel.checkpoint import load_environment
     from worldmodel.envs.make import make_vector_env
     from worldmodel.envs.pictures import draw_dreams
-    from worldmodel.envs.rollout import rollout
+    from worldmodel.envs.rollout import play_limit, rollout
     from worldmodel.envs.test_set import load_test_set
     from worldmodel.scripts.figures import learning_curves, play_video
 
@@ -121,10 +123,12 @@ def draw(args: Demo, measured: dict[str, Any]) -> None:
     if spec.shown is None:
         print("observations are no pictures, so there are none of them")
         return
-    draw_dreams(agent.model, load_test_set(environment), folder, steps=OPEN_LOOP_STEPS, seed=args.seed)
+    if "fidelity" in measured:
+        draw_dreams(agent.model, load_test_set(environment), folder, steps=OPEN_LOOP_STEPS, seed=args.seed)
     seeds = measured["agent_real"]["seeds"][:SHOWN_EPISODES]
     venvs = make_vector_env(environment, len(seeds)), dream_like(args.out, environment, seeds, device, len(seeds))
-    real, dreamed = ([*rollout(venv, agent, episodes=len(seeds), seeds=seeds)] for venv in venvs)
+    limit = play_limit(environment)
+    real, dreamed = ([*rollout(venv, agent, episodes=len(seeds), seeds=seeds, limit=limit)] for venv in venvs)
     play_video(_in_order(real, seeds), _in_order(dreamed, seeds), spec, folder / "real_and_dream.mp4")
 
 
@@ -155,7 +159,7 @@ def summarise(args: Demo, measured: dict[str, Any], real_steps: int, progress: P
         "agent_return": agent["mean_return"],
         "random_return": random["mean_return"],
         "dream_return": dream["mean_return"],
-        "dream_exact": exact(measured["fidelity"]),
+        "dream_exact": exact(measured["fidelity"]) if "fidelity" in measured else {},
         "episodes": measured["episodes"],
         "stage_minutes": {name: round(value, 2) for name, value in minutes.items()},
         "threads": torch.get_num_threads(),
@@ -165,6 +169,12 @@ def summarise(args: Demo, measured: dict[str, Any], real_steps: int, progress: P
 
 def farewell(args: Demo) -> str:
     """What to look at and what to type next."""
+    from worldmodel.checkpoint import load_config
+
+    shown = load_config(args.out).observation.shown
+    mode, picture = "", ""
+    if shown is not None and shown.kind == "image":  # other dreams have no render mode
+        mode, picture = ', render_mode="rgb_array"', "\n  picture = env.render()"
     pictures = sorted(str(path) for path in (args.out / "report").iterdir())
     looks = "\n".join(f"  {path}" for path in pictures)
     return f"""Look at
@@ -172,7 +182,6 @@ def farewell(args: Demo) -> str:
   tensorboard --logdir {args.out / "tensorboard"}
 The figures are in {args.out / "summary.json"}. Step the dream yourself:
   import gymnasium, worldmodel
-  env = gymnasium.make("worldmodel/Dream-v0", checkpoint="{args.out}", render_mode="rgb_array")
+  env = gymnasium.make("worldmodel/Dream-v0", checkpoint="{args.out}"{mode})
   observation, info = env.reset(seed=0)
-  observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
-  picture = env.render()"""
+  observation, reward, terminated, truncated, info = env.step(env.action_space.sample()){picture}"""

@@ -25,6 +25,7 @@ from worldmodel.scripts.train import read_record
 
 if TYPE_CHECKING:
     from worldmodel.agents.actor_critic import AgentConfig
+    from worldmodel.envs.segments import FrameTable
     from worldmodel.model import WorldModel
     from worldmodel.state import DreamState
 
@@ -40,6 +41,9 @@ class Dream(Common):
 
     Dreams begin at moments of the episodes that the model was trained on. Ctrl-C saves; --resume goes on exactly where
     it stopped, and options that are not given again stay as they were.
+
+    The agent's critic can say values between -147 and 147 only, and a value is a sum of discounted rewards. Where an
+    environment pays more than that (Pendulum does), take a lower --discount, or record smaller rewards.
     """
 
     run: Path
@@ -63,7 +67,7 @@ class Dream(Common):
     entropy: MaybeFloat = None
     """Weight of the entropy bonus; 3e-4 if not given."""
     discount: MaybeFloat = None
-    """Discount a step; 0.99 if not given."""
+    """Discount a step; 0.99 if not given. Lower it where returns leave what the critic can say, see above."""
 
 
 def run(args: Dream) -> None:
@@ -110,7 +114,7 @@ def train_agent(args: Dream) -> int:
         minutes = DEFAULT_MINUTES if more is None and args.minutes is None else args.minutes
         data = args.data or (args.run / record["data"] if record.get("data") else None)
         count = args.starts or record.get("starts", DEFAULT_STARTS)
-        starts = start_states(model, args.run, data, count, seed)
+        starts = start_states(model, args.run, data, count, seed, config)
         _write_record(args.run, seed=seed, data=data, starts=count, config=config.to_dict())
         try:
             trainer.train(starts, updates=more, minutes=minutes)
@@ -120,8 +124,10 @@ def train_agent(args: Dream) -> int:
     return int(agent.updates)
 
 
-def start_states(model: WorldModel, run: Path, data: Path | None, count: int, seed: int) -> DreamState:
-    """States of real moments, one a row.
+def start_states(
+    model: WorldModel, run: Path, data: Path | None, count: int, seed: int, config: AgentConfig
+) -> DreamState:
+    """States of real moments, one a row. Warns where more was paid after such moments than the agent can value.
 
     Args:
         model: of the run.
@@ -130,6 +136,7 @@ def start_states(model: WorldModel, run: Path, data: Path | None, count: int, se
             contexts that every run carries.
         count: moments.
         seed: of the choice.
+        config: of the agent.
     """
     from worldmodel.checkpoint import load_environment
     from worldmodel.envs.contexts import burn_in, choose_contexts, load_contexts
@@ -147,7 +154,15 @@ def start_states(model: WorldModel, run: Path, data: Path | None, count: int, se
                 raise UserError(
                     f"{folder} has another {space} than the run {run}: dream from episodes of its environment"
                 )
-        contexts = choose_contexts(FrameTable.from_store(store), count=count, seed=seed)
+        table = FrameTable.from_store(store)
+        if (largest := largest_return(table, config.discount)) > config.largest_value:
+            warnings.warn(
+                f"after some recorded moments the discounted rewards come to {largest:.0f} in size, but the agent's "
+                f"critic can say no value beyond {config.largest_value:.0f}: take a lower --discount than "
+                f"{config.discount:g}, or record smaller rewards",
+                stacklevel=2,
+            )
+        contexts = choose_contexts(table, count=count, seed=seed)
     else:
         contexts = load_contexts(run / CONTEXTS_FILE)
         if folder is not None:
@@ -158,6 +173,15 @@ def start_states(model: WorldModel, run: Path, data: Path | None, count: int, se
     parts = range(0, len(contexts), BURN_IN_ROWS)
     states = [burn_in(model, contexts[i : i + BURN_IN_ROWS], seed=seed + i)[0] for i in parts]
     return DreamState.cat(states)
+
+
+def largest_return(table: FrameTable, discount: float) -> float:
+    """The largest size of a discounted return, from any moment of the episodes to the end of its own."""
+    largest = following = 0.0
+    for reward, first in zip(table.reward[::-1].tolist(), table.first[::-1].tolist()):
+        following = 0.0 if first else reward + discount * following  # from the frame before this one on
+        largest = max(largest, abs(following))
+    return largest
 
 
 def _read_record(run: Path) -> dict[str, Any]:
@@ -200,4 +224,7 @@ def _agent_config(args: Dream, record: dict[str, Any]) -> AgentConfig:
     else:
         known = (args.run / AGENT_FILE).exists()
         config = load_actor_critic(args.run).config if known else AgentConfig()
-    return replace(config, **given(args, AgentConfig))
+    try:
+        return replace(config, **given(args, AgentConfig))
+    except ValueError as error:
+        raise UserError(f"no agent can be trained so: {error}") from error

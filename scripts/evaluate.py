@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from worldmodel.errors import UserError
-from worldmodel.scripts.options import Common, MaybePath, choose_device, require_positive, require_run
+from worldmodel.scripts.options import Common, MaybePath, choose_device, require_out_file, require_positive, require_run
 from worldmodel.scripts.table import aligned
 
 EVALUATION_STREAM = 1  # of episode seeds; collecting takes stream 0, so these episodes are fresh
@@ -21,8 +22,8 @@ ROWS = {"agent_real": "agent, real", "random_real": "random, real", "agent_dream
 class Evaluate(Common):
     """Measure a run on episodes that nobody has seen: success, return and length, real and dreamed, and fidelity.
 
-    The dreamed episodes begin at the first frames of the real ones and end at the same time limit. Success means a
-    return above 0.
+    The dreamed episodes begin at the first frames of the real ones and end at the same time limit; where the
+    environment has none, both are cut off after 200 steps. Success means a return above 0.
     """
 
     run: Path
@@ -49,8 +50,8 @@ def run(args: Evaluate) -> None:
     if args.realign < 0:
         raise UserError(f"--realign must be a number of steps, or 0 for never, not {args.realign}")
     require_run(args.run)
-    if args.json is not None and not args.json.parent.is_dir():
-        raise UserError(f"--json {args.json}: there is no folder {args.json.parent}")
+    if args.json is not None:
+        require_out_file("--json", args.json)
     report = evaluate(args)
     print(table(report))
     if "fidelity" in report:
@@ -76,7 +77,8 @@ def evaluate(args: Evaluate) -> dict[str, Any]:
 
     Returns:
         Plain numbers, ready for JSON: `agent_real`, `random_real` and `agent_dream` as `Evaluation.to_dict` says,
-        `return_gap` dream minus real, and `fidelity`; what needs an agent is absent where there is none.
+        `return_gap` dream minus real, and `fidelity`; what needs an agent is absent where there is none, and so is,
+        with a warning, a fidelity that cannot be measured.
     """
     from worldmodel.agents.checkpoint import AGENT_FILE
     from worldmodel.checkpoint import load_environment, load_model
@@ -100,9 +102,12 @@ def evaluate(args: Evaluate) -> dict[str, Any]:
         from worldmodel.envs.test_set import load_test_set
 
         frames = training_frames(args.run)
-        report["fidelity"] = measure_fidelity(
-            model, load_test_set(environment), frames, windows=args.windows, seed=args.seed, realign=args.realign
-        )
+        try:
+            report["fidelity"] = measure_fidelity(
+                model, load_test_set(environment), frames, windows=args.windows, seed=args.seed, realign=args.realign
+            )
+        except UserError as error:  # what was played must not be lost
+            warnings.warn(f"the fidelity of dreamed frames is left out: {error}", stacklevel=2)
     return report
 
 
@@ -126,15 +131,16 @@ def play(
     from worldmodel.agents.policy import Agent
     from worldmodel.envs.make import make_vector_env
     from worldmodel.envs.random_policy import RandomPolicy
+    from worldmodel.envs.rollout import play_limit
 
-    venv = make_vector_env(environment, min(args.num_envs, len(seeds)))
+    venv, limit = make_vector_env(environment, min(args.num_envs, len(seeds))), play_limit(environment)
     try:
         players: dict[str, Any] = {"random_real": RandomPolicy(venv.single_action_space, seeds)}
         if with_agent:
             agent = Agent.load(args.run, device, greedy=args.greedy, seed=args.seed)
             players = {"agent_real": agent, **players}
         played = {
-            name: evaluate_policy(venv, player, len(seeds), seeds, progress=ROWS[name]).to_dict()
+            name: evaluate_policy(venv, player, len(seeds), seeds, limit=limit, progress=ROWS[name]).to_dict()
             for name, player in players.items()
         }
     finally:

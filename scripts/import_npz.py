@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldmodel.scripts.options import Common
+from worldmodel.errors import UserError
+from worldmodel.scripts.options import Common, require_out_folder
 
 
 @dataclass(kw_only=True)
@@ -25,6 +26,9 @@ class ImportNpz(Common):
 
 def run(args: ImportNpz) -> None:
     """Import, and say what was imported."""
+    require_out_folder("--out", args.out)
+    if (args.out / "index.json").exists():  # before all files are read
+        raise UserError(f"{args.out} holds a store already: give another --out")
     from worldmodel.envs.import_npz import import_npz
 
     store = import_npz(args.npz, args.out, progress=True)

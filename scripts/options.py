@@ -87,6 +87,29 @@ def given(args: Common, cls: type) -> dict[str, Any]:
     return {f.name: v for f in fields(cls) if (v := getattr(args, f.name, None)) is not None}
 
 
+def require_out_folder(option: str, path: Path) -> None:
+    """Refuse a file where a folder is to be written, or where one of the folders around it should be.
+
+    Raises:
+        UserError: naming option and file.
+    """
+    there = next((part for part in (path, *path.parents) if part.exists()), None)
+    if there is not None and not there.is_dir():
+        raise UserError(f"{option} {path} cannot be a folder, because {there} is a file: give another one")
+
+
+def require_out_file(option: str, path: Path) -> None:
+    """Refuse a folder where a file is to be written, and a file in a folder that is not there.
+
+    Raises:
+        UserError: naming option and folder.
+    """
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder: give the name of a file, such as {path / 'report.json'}")
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {path.parent}")
+
+
 def require_run(run: Path) -> None:
     """Refuse a folder that is not there before anything slow begins.
 

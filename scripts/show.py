@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldmodel.scripts.options import Common, MaybePath, choose_device, require_run
+from worldmodel.scripts.options import Common, MaybePath, choose_device, require_out_folder, require_run
 
 
 @dataclass(kw_only=True)
@@ -25,6 +25,8 @@ class Show(Common):
 def run(args: Show) -> None:
     """Draw, and say where the pictures are."""
     require_run(args.run)
+    folder = args.run / "pictures" if args.out is None else args.out
+    require_out_folder("--out", folder)
     from worldmodel.checkpoint import load_environment, load_model
     from worldmodel.envs.boundary_pictures import draw_boundaries
     from worldmodel.envs.test_set import load_test_set
@@ -34,7 +36,6 @@ def run(args: Show) -> None:
     test_set = load_test_set(load_environment(args.run))
     number = liveliest_episode(test_set)
     episode = watch_episode(model, test_set.table, number, seed=args.seed)
-    folder = args.run / "pictures" if args.out is None else args.out
     folder.mkdir(parents=True, exist_ok=True)
     draw_boundaries(model, test_set, folder / "boundaries.png", seed=args.seed)
     draw_tokens(folder / "tokens.png", episode)

@@ -22,6 +22,7 @@ from worldmodel.scripts.options import (
     begun_seed,
     choose_device,
     given,
+    require_out_folder,
     require_positive,
 )
 
@@ -97,6 +98,7 @@ def run(args: Train) -> None:
     """Train, and say where things are."""
     names = ("updates", "minutes", "batch_size", "length", "learning_rate", "save_every", "report_every", "chunks")
     require_positive(args, *names)
+    require_out_folder("--out", args.out)
     from worldmodel.envs.store import EpisodeStore
 
     store = EpisodeStore.open(args.data)
@@ -306,14 +308,15 @@ def _resumed_config(args: Train, store: EpisodeStore) -> ModelConfig:
 
 def _settings(args: Train, prefix: str = "") -> list[str]:
     """Those --set that are about training, or those that are about the model."""
-    return [setting for setting in args.settings if setting.startswith(TRAINING) == (prefix == TRAINING)]
+    begins = (TRAINING, TRAINING.removesuffix(".") + "=")
+    return [setting for setting in args.settings if setting.startswith(begins) == (prefix == TRAINING)]
 
 
 def _override(config: Config, settings: Sequence[str], prefix: str = "") -> Config:
     from worldmodel.overrides import override
 
     try:
-        return override(config, *settings, prefix=prefix)
+        return override(config, *settings, prefix=prefix, beside=() if prefix else (TRAINING.removesuffix("."),))
     except ValueError as error:
         raise UserError(str(error)) from error
 

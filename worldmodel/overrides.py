@@ -18,7 +18,7 @@ FROM_THE_DATA = ("observation", "action", "format_version")  # nobody's to choos
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def override(config: Config, *assignments: str, prefix: str = "") -> Config:
+def override(config: Config, *assignments: str, prefix: str = "", beside: Iterable[str] = ()) -> Config:
     """A copy of a config with some settings changed.
 
     Args:
@@ -26,6 +26,7 @@ def override(config: Config, *assignments: str, prefix: str = "") -> Config:
         assignments: each `NAME=VALUE`. Of two with the same name the last one holds. `causal.N` with N one above the
             last stage adds a stage, a copy of the last, and changes that.
         prefix: what every name begins with, where a config is one of several, as in `training.average=0.99`.
+        beside: the first names of the settings of other configs (`training`), for whoever misspells one of those.
 
     Raises:
         ValueError: a name is unknown (the sentence lists the known ones), a value has the wrong type, or the config
@@ -36,17 +37,19 @@ def override(config: Config, *assignments: str, prefix: str = "") -> Config:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise ValueError(f"a setting is written as NAME=VALUE, such as main.loop.loops=8, not {assignment!r}")
+        if f"{name.strip()}." == prefix:
+            _refuse_whole({"": text}, name.strip(), _listed(_names(config, prefix), prefix))
         values[name.strip().removeprefix(prefix)] = text.strip()
-    return _changed(config, values, prefix)
+    return _changed(config, values, prefix, beside)
 
 
-def _changed(config: Any, values: dict[str, str], path: str) -> Any:
+def _changed(config: Any, values: dict[str, str], path: str, beside: Iterable[str] = ()) -> Any:
     """`config` with `values` by the rest of their names; `path` is how it is called itself, with a dot behind."""
-    known = {f.name: f for f in dataclasses.fields(config) if path + f.name not in FROM_THE_DATA}
+    known = _names(config, path)
     changes = {}
     for name, inner in _by_first_name(values).items():
         if name not in known:
-            raise ValueError(f"there is no setting {path + name!r}; known here are {_listed(known, path)}")
+            raise ValueError(f"there is no setting {path + name!r}; known here are {_listed([*known, *beside], path)}")
         now, full = getattr(config, name), path + name
         if dataclasses.is_dataclass(now):
             _refuse_whole(inner, full, _listed((f.name for f in dataclasses.fields(now)), f"{full}."))
@@ -61,6 +64,11 @@ def _changed(config: Any, values: dict[str, str], path: str) -> Any:
         else:
             changes[name] = _parsed(inner[""], known[name].default, full)
     return dataclasses.replace(config, **changes)
+
+
+def _names(config: Any, path: str) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of `config` that may be set."""
+    return {f.name: f for f in dataclasses.fields(config) if path + f.name not in FROM_THE_DATA}
 
 
 def _changed_stages(stages: tuple[Any, ...], values: dict[str, str], path: str) -> tuple[Any, ...]:

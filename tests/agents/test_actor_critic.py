@@ -1,9 +1,10 @@
 import json
+import re
 
 import pytest
 import torch
 
-from worldmodel.agents.actor_critic import ActorCritic, AgentConfig, actor_loss, critic_loss
+from worldmodel.agents.actor_critic import ALLOWED, ActorCritic, AgentConfig, actor_loss, critic_loss
 from worldmodel.specs import ActionSpec
 from worldmodel.two_hot import TwoHot
 
@@ -16,6 +17,42 @@ def test_config_survives_json_and_names_an_unknown_field():
     assert AgentConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ValueError, match="does not know: witdh"):
         AgentConfig.from_dict({"witdh": 7})
+
+
+@pytest.mark.parametrize(
+    "field, values",
+    [
+        ("discount", (7, 0.0, -0.1, 1.0001, float("nan"), None)),
+        ("entropy", (-1.0, float("inf"), "much")),
+        ("slow_weight", (-0.1,)),
+        ("lam", (-0.1, 1.1)),
+        ("return_rate", (-0.1, 1.1)),
+        ("slow_rate", (0.0, 1.1)),
+        ("unimix", (-0.1, 1.0)),
+        ("bins", (1, 41.0)),
+        ("learning_rate", (0.0, -1e-3, float("nan"))),
+        *((name, (0, -1.0)) for name in ("value_range", "clip")),
+        *((name, (0, -1, 2.5, True)) for name in ("width", "layers", "dreams", "horizon")),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(field, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"AgentConfig: {field} must be a .*, not {re.escape(repr(value))}"):
+            AgentConfig(**{field: value})
+
+
+def test_every_number_is_checked_and_the_ends_of_what_is_allowed_are_allowed():
+    checked = [name for _, _, names in ALLOWED for name in names]
+    assert sorted(checked) == sorted(AgentConfig().to_dict())
+    AgentConfig(discount=1, entropy=0.0, lam=0.0, return_rate=0.0, slow_rate=1.0, slow_weight=0.0, unimix=0.0)
+    AgentConfig(lam=1, return_rate=1, bins=2, width=1, layers=1, dreams=1, horizon=1)
+
+
+def test_the_largest_value_is_that_of_the_outermost_bin():
+    for config in (AgentConfig(), AgentConfig(value_range=3.0, width=8)):
+        largest = ActorCritic(5, ACTION, config).two_hot.values[-1].item()
+        assert largest == pytest.approx(config.largest_value)
+    assert round(AgentConfig().largest_value) == 147
 
 
 def test_a_fresh_agent_is_indifferent_and_expects_nothing():

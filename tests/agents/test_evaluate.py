@@ -46,6 +46,7 @@ def test_success_is_a_positive_return():
     random = evaluate_policy(venv, RandomPolicy(venv.single_action_space), 24, range(24))
     assert random.success == sum(r > 0 for r in random.returns) / 24 == sum(random.terminated) / 24
     assert 0 < random.success < 1
+    assert evaluate_policy(venv, Spin(), 4, range(4), limit=9).lengths == [9] * 4
 
 
 def test_an_agent_is_evaluated_reproducibly(tmp_path):

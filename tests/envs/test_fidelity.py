@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import last_action_env
 import numpy as np
 import pytest
 from minigrid.core.world_object import Wall
@@ -15,8 +16,8 @@ from worldmodel.envs.open_loop import repeat_last_frame, truth
 from worldmodel.envs.rollout import episode_seeds
 from worldmodel.envs.spaces import action_spec, observation_spec
 from worldmodel.envs.store import EpisodeStore
-from worldmodel.envs.test_set import FIRST_SEED, load_test_set
-from worldmodel.envs.windows import choose_windows
+from worldmodel.envs.test_set import FIRST_SEED, cut_off, load_test_set
+from worldmodel.envs.windows import choose_windows, fitting_context
 from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
 from worldmodel.presets import preset
@@ -252,8 +253,34 @@ def test_a_model_is_measured_and_the_report_is_readable(test_set):
     table = fidelity_table(json.loads(json.dumps(report)))
     assert "| 3 | changed, on seen ground |" in table
     assert {line.count("|") for line in table.splitlines() if line.startswith("| 3 | ch")} == {8}
+    with pytest.raises(UserError, match="goes on for 1000 steps behind 8 frames"):
+        measure_fidelity(model, test_set, horizons=(1000,))
+
+
+def test_where_episodes_are_short_so_is_the_context(test_set):
+    short = load_short(test_set, 7)
+    assert (fitting_context(short.table, 6), fitting_context(short.table, 8)) == (6, 2)
+    space = make_from_spec(test_set.environment)
+    spec = observation_spec(space.observation_space), action_spec(space.action_space)
+    model = WorldModel(preset("tiny", *spec)).eval()
+    report = measure_fidelity(model, short, windows=10)
+    assert json.loads(json.dumps(report)) == report
+    assert report["context"] == 2 and report["horizons"]["5"]["windows"] == 10
+    assert report["horizons"]["15"]["windows"] == 0
+    assert report["horizons"]["15"]["frames"]["dream"]["all"]["exact"] is None
+    assert "2 real frames, then open loop" in fidelity_table(report)
     with pytest.raises(UserError, match="nothing to dream"):
-        measure_fidelity(model, test_set, context=1000)
+        measure_fidelity(model, load_short(test_set, 1))
+
+
+def load_short(test_set, frames):
+    """The first frames of each episode of a test set, as if it had no more."""
+    table = test_set.table
+    at = (table.begin[:-1, None] + np.arange(frames)).ravel()
+    parts = {name: getattr(table, name)[at] for name in ("index", "action", "reward", "terminated", "first")}
+    begin = frames * np.arange(len(table.begin))
+    shown = test_set.shown[at]
+    return dataclasses.replace(test_set, table=dataclasses.replace(table, **parts, begin=begin), shown=shown)
 
 
 # ---- the test set ---------------------------------------------------------------------------------------------------
@@ -281,6 +308,14 @@ def test_a_damaged_or_foreign_test_set_is_remade(test_set, tmp_path, file, conte
     assert np.array_equal(repaired.table.index, few.table.index)
     other = load_test_set(spec_of("CartPole-v1"), folder, episodes=3, progress=False)
     assert other.table.num_episodes == 3 and other.shown is None and not other.succeeding.any()
+
+
+def test_random_episodes_that_never_end_are_cut_off(tmp_path):
+    endless = spec_of(last_action_env.ID, max_length=10**6)  # its frames cannot show times above 255
+    assert endless["episode_limit"] is None
+    table = load_test_set(endless, tmp_path / "set", episodes=2, progress=False).table
+    assert np.diff(table.begin).tolist() == [201, 201] and not table.terminated.any()
+    assert cut_off({"id": "ALE/Pong-v5", "episode_limit": None}) is None  # every game ends by itself
 
 
 def test_its_seeds_are_no_training_seeds(test_set, folder):

@@ -11,7 +11,7 @@ from last_action_env import NO_ACTION, shown_action, shown_tag, shown_time
 
 from worldmodel.envs.make import make_env, make_vector_env
 from worldmodel.envs.random_policy import RandomPolicy
-from worldmodel.envs.rollout import episode_seeds, rollout
+from worldmodel.envs.rollout import DEFAULT_HORIZON, episode_seeds, play_limit, rollout
 
 
 def play(num_envs=3, seed=0, env_id=last_action_env.ID, **kwargs):
@@ -69,6 +69,24 @@ def test_steps_are_counted_exactly(num_envs, steps):
         assert shown_time(episode.observations[-1]) == episode.length > 0
 
 
+def test_an_episode_that_goes_on_is_cut_off_at_the_limit():
+    whole, cut = by_seed(play(episodes=20)), by_seed(play(episodes=20, limit=5))
+    assert set(whole) == set(cut) and {3, 5} <= {e.length for e in cut.values()} <= {2, 3, 4, 5}
+    for seed, episode in cut.items():
+        full, length = whole[seed], min(5, whole[seed].length)
+        assert episode.actions.tolist() == full.actions[:length].tolist()
+        assert (episode.observations == full.observations[: length + 1]).all()
+        goes_on = full.length > 5
+        flags = (False, True) if goes_on else (full.terminated, full.truncated)
+        assert (episode.terminated, episode.truncated) == flags
+    assert max(e.length for e in play(steps=60, limit=5)) == 5
+
+
+def test_whole_episodes_have_a_limit_where_the_environment_has_none():
+    assert play_limit({"episode_limit": 300}) is None
+    assert play_limit({"episode_limit": None}) == play_limit({}) == DEFAULT_HORIZON == 200
+
+
 def test_an_episode_can_be_replayed_from_its_seed_and_actions():
     env_id = "MiniGrid-Empty-Random-6x6-v0"
     env = make_env(env_id)
@@ -100,6 +118,8 @@ def test_what_rollout_refuses():
     for both in ({}, {"episodes": 1, "steps": 1}):
         with pytest.raises(ValueError, match="either"):
             next(rollout(venv, policy, seeds=[1], **both))
+    with pytest.raises(ValueError, match="limit must be at least 1 step"):
+        next(rollout(venv, policy, seeds=[1], episodes=1, limit=0))
     with pytest.raises(ValueError, match="fewer seeds"):
         list(rollout(venv, policy, seeds=[1], episodes=2))
     resets_itself = SyncVectorEnv([lambda: gymnasium.make(last_action_env.ID)], autoreset_mode=AutoresetMode.SAME_STEP)

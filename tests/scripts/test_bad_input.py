@@ -102,6 +102,16 @@ def test_options_that_no_model_can_have(made, tmp_path, fails):
     fails(["collect", "--env", "CartPole-v1", "--steps", 0, "--out", tmp_path / "data"], "--steps")
 
 
+def test_options_that_no_agent_can_have(copy, fails):
+    for name in ("agent.safetensors", "agent_trainer.pt"):
+        (copy / "run" / name).unlink()
+    argv = ["dream", "--run", copy / "run", "--updates", 1, "--device", "cpu"]
+    fails([*argv, "--discount", 7], "discount", "above 0 and at most 1", "7.0")
+    fails([*argv, "--entropy", -1], "entropy", "0 or more", "-1.0")
+    fails([*argv, "--horizon", 0], "--horizon")
+    assert not (copy / "run" / "agent.safetensors").exists()
+
+
 def test_runs_are_not_overwritten(copy, fails):
     before = (copy / "run" / "world_model.safetensors").read_bytes()
     fails(["train", "--data", copy / "data", "--out", copy / "run", *ONE], "--resume")
@@ -156,10 +166,43 @@ def test_json_into_a_folder_that_is_not_there(made, tmp_path, fails):
     fails(["evaluate", "--run", made / "run", "--json", tmp_path / "no" / "x.json"], "--json", str(tmp_path / "no"))
 
 
+@pytest.fixture
+def nothing_slow(monkeypatch):
+    """Whoever begins to read, play or train is caught."""
+
+    def begun(*args, **kwargs):
+        raise AssertionError("something slow has begun")
+
+    for name in ("checkpoint.load_model", "envs.store.EpisodeStore.open", "envs.make.spec_of", "envs.import_npz._read"):
+        monkeypatch.setattr(f"worldmodel.{name}", begun)
+
+
+def test_output_paths_that_cannot_be_written_are_refused_before_anything_slow(made, tmp_path, fails, nothing_slow):
+    run, folder, file = made / "run", tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("")
+    fails(["evaluate", "--run", run, "--episodes", 1, "--json", folder], f"--json {folder} is a folder", "report.json")
+    fails(["evaluate", "--run", run, "--episodes", 1, "--json", file / "a.json"], f"no folder {file}")
+    into_a_folder = {
+        "show": ["--run", run],
+        "collect": ["--env", "CartPole-v1", "--steps", 9],
+        "train": ["--data", made / "data"],
+        "import": ["--npz", tmp_path / "a.npz"],
+        "demo": [],
+    }
+    for command, options in into_a_folder.items():
+        for out in (file, file / "in" / "it"):
+            fails([command, *options, "--out", out], f"--out {out} cannot be a folder", f"{file} is a file")
+    fails(["import", "--npz", tmp_path / "a.npz", "--out", made / "data"], str(made / "data"), "holds a store already")
+
+
 def test_settings_that_are_none(made, tmp_path, fails):
     argv = ["train", "--data", made / "data", "--out", tmp_path / "run", *ONE]
     fails([*argv, "--set", "main.lop.loops=8"], "main.lop", "main.loop")
     fails([*argv, "--set", "training.averag=0.9"], "training.averag", "training.average")
+    fails([*argv, "--set", "trainig.average=0.9"], "no setting 'trainig'", "main, ", ", training")
+    fails([*argv, "--set", "training=3"], "training is not a single setting", "training.average")
+    fails([*argv, "--set", "training"], "NAME=VALUE", "'training'")
     fails([*argv, "--set", "training.losses.ratio=much"], "training.losses.ratio", "'much'")
     fails([*argv, "--set", "training.stride_first=5"], "nothing to hand over to", "'stride'")
     fails([*argv, "--set", "causal.0.extra=3"], "causal.0.extra=3", "causal.0.max_extra=2")

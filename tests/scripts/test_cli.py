@@ -54,6 +54,13 @@ def test_help_tells_the_true_defaults(command, defaults, capsys):
     assert told == {name: defaults[name] for name in told}
 
 
+def test_help_says_what_the_critic_cannot(capsys):
+    with pytest.raises(SystemExit):
+        main(["dream", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"between -{AgentConfig().largest_value:.0f} and {AgentConfig().largest_value:.0f} only" in text
+
+
 def test_every_kind_of_boundary_is_offered(capsys):
     for boundary in BOUNDARIES:
         assert main(["train", "--data", "nowhere", "--out", "nowhere", "--boundary", boundary]) == 2

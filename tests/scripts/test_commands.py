@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Discrete
+from line_env import COSTLY, ENDLESS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import worldmodel
 from worldmodel.envs.contexts import load_contexts
+from worldmodel.envs.rollout import Episode
 from worldmodel.envs.segments import FrameTable
 from worldmodel.envs.store import EpisodeStore
+from worldmodel.errors import UserError
 from worldmodel.scripts.cli import main
+from worldmodel.scripts.dream import largest_return
 from worldmodel.scripts.evaluate import dream_like
 from worldmodel.scripts.report import lively_windows
 
+SMALL = ("--batch-size", "2", "--length", "8", "--pictures-first", "0", "--device", "cpu")
 BRIEF = ("--starts", "8", "--dreams", "8", "--horizon", "3", "--device", "cpu")
 
 
@@ -71,6 +78,33 @@ def test_evaluate_before_there_is_an_agent(copy, capsys):
     assert "random, real" in text and "agent, real" not in text and "worldmodel dream" in text
 
 
+def test_episodes_that_never_end_are_cut_off_where_dreams_are(tmp_path):
+    data, run, report = tmp_path / "data", tmp_path / "run", tmp_path / "a.json"
+    assert main(["collect", "--env", ENDLESS, "--steps", "60", "--out", str(data)]) == 0
+    assert main(["train", "--data", str(data), "--out", str(run), "--updates", "1", *SMALL]) == 0
+    assert main(["dream", "--run", str(run), "--updates", "1", *BRIEF]) == 0
+    brief = ["--episodes", "2", "--windows", "2", "--device", "cpu"]
+    assert main(["evaluate", "--run", str(run), *brief, "--json", str(report)]) == 0
+    played = json.loads(report.read_text())
+    for name in ("agent_real", "random_real"):
+        assert played[name]["lengths"] == [200, 200] and played[name]["terminated"] == [False, False]
+    assert max(played["agent_dream"]["lengths"]) <= 200
+    assert played["fidelity"]["horizons"]["50"]["windows"] == 2
+
+
+def test_a_fidelity_that_cannot_be_measured_costs_nothing_else(made, tmp_path, capsys, monkeypatch):
+    def refuse(environment):
+        raise UserError("there is no such set")
+
+    monkeypatch.setattr("worldmodel.envs.test_set.load_test_set", refuse)
+    argv = ["evaluate", "--run", str(made / "run"), "--episodes", "1", "--device", "cpu"]
+    with pytest.warns(UserWarning, match="fidelity of dreamed frames is left out: there is no such set"):
+        assert main([*argv, "--json", str(tmp_path / "a.json")]) == 0
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert "agent_dream" in report and "fidelity" not in report
+    assert "agent, dream" in capsys.readouterr().out
+
+
 def test_the_agent_collects(copy, capsys):
     argv = ["collect", "--env", "MiniGrid-Empty-5x5-v0", "--out", str(copy / "played"), "--policy", str(copy / "run")]
     assert main([*argv, "--steps", "40", "--num-envs", "2"]) == 0
@@ -92,6 +126,29 @@ def test_vectors_go_the_whole_way(tmp_path, capsys):
     assert main(["dream", "--run", run, "--updates", "1", *BRIEF]) == 0
     assert main(["evaluate", "--run", run, "--episodes", "2", "--play-only", "--device", "cpu"]) == 0
     assert "agent, dream" in capsys.readouterr().out
+
+
+def test_returns_that_the_critic_cannot_say_are_warned_of(tmp_path, recwarn):
+    data, run = tmp_path / "data", tmp_path / "run"
+    assert main(["collect", "--env", COSTLY, "--steps", "90", "--num-envs", "1", "--out", str(data)]) == 0
+    assert main(["train", "--data", str(data), "--out", str(run), "--updates", "1", *SMALL]) == 0
+    shutil.copytree(run, tmp_path / "other")
+    argv = ["dream", "--updates", "1", *BRIEF]
+    assert main([*argv, "--run", str(run), "--discount", "0.8"]) == 0
+    assert not [w for w in recwarn if "critic" in str(w.message)]  # 100 at most
+    with pytest.warns(UserWarning, match=r"come to 521 in size, .* no value beyond 147: .* lower --discount than 0.99"):
+        assert main([*argv, "--run", str(tmp_path / "other")]) == 0
+
+
+def test_the_largest_return_is_looked_for_from_every_moment():
+    rng = np.random.default_rng(0)
+    rewards = [rng.normal(size=n).astype(np.float32) for n in (3, 1, 6)]
+    shown = [np.zeros((len(part) + 1, 2), np.float32) for part in rewards]
+    actions = [np.zeros(len(part), np.int64) for part in rewards]
+    episodes = [Episode(*arrays, terminated=True, truncated=False) for arrays in zip(shown, actions, rewards)]
+    sums = [abs(sum(0.7**k * r for k, r in enumerate(part[t:]))) for part in rewards for t in range(len(part))]
+    table = FrameTable.from_episodes(episodes, Discrete(2))
+    assert largest_return(table, 0.7) == pytest.approx(max(sums))
 
 
 def test_own_data_can_be_trained_on(tmp_path, capsys):

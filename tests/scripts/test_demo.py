@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import gymnasium
+import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete
+from line_env import SHORT
 
 import worldmodel
+from worldmodel.checkpoint import save_model
+from worldmodel.envs.contexts import choose_contexts, save_contexts
+from worldmodel.envs.rollout import Episode
+from worldmodel.envs.segments import FrameTable
+from worldmodel.envs.spaces import action_spec, observation_spec, space_to_json
 from worldmodel.envs.store import EpisodeStore
 from worldmodel.errors import UserError
+from worldmodel.model import WorldModel
+from worldmodel.presets import preset
 from worldmodel.scripts.cli import main
+from worldmodel.scripts.demo import Demo, farewell
 from worldmodel.scripts.progress import Progress
 
 PRODUCTS = {"one": "one.txt", "two": "two.txt"}
@@ -52,6 +64,58 @@ def test_it_is_a_complete_run(demo):
     assert observation.shape == model.config.observation.shape
     action, _ = agent.act(observation, None)
     env.step(action)
+
+
+def test_episodes_shorter_than_the_context(tmp_path, capsys):
+    argv = ["demo", "--out", str(tmp_path / "demo"), "--env", SHORT, "--steps", "80", "--device", "cpu"]
+    argv += ["--train-minutes", "0.01", "--dream-minutes", "0.01", "--episodes", "2", "--windows", "4"]
+    assert main(argv) == 0
+    fidelity = json.loads((tmp_path / "demo" / "evaluation.json").read_text())["fidelity"]
+    assert fidelity["context"] == 2 and fidelity["horizons"]["1"]["windows"] == 4
+    assert "PSNR of dreamed frames" in capsys.readouterr().out
+    assert (tmp_path / "demo" / "report" / "dream_0.png").exists()
+
+
+def test_a_demo_whose_fidelity_could_not_be_measured(demo, tmp_path, capsys):
+    argv, out = demo
+    argv = [word if word != str(out) else str(tmp_path / "demo") for word in argv]
+    shutil.copytree(out, tmp_path / "demo", ignore=shutil.ignore_patterns("report", "summary.json"))
+    evaluation, progress = (tmp_path / "demo" / name for name in ("evaluation.json", "demo.json"))
+    measured, done = json.loads(evaluation.read_text()), json.loads(progress.read_text())
+    del measured["fidelity"]
+    done["done"].remove("report")
+    evaluation.write_text(json.dumps(measured))
+    progress.write_text(json.dumps(done))
+    assert main(argv) == 0
+    assert json.loads((tmp_path / "demo" / "summary.json").read_text())["dream_exact"] == {}
+    drawn = {path.name for path in (tmp_path / "demo" / "report").iterdir()}
+    assert drawn == {"learning_curves.png", "real_and_dream.mp4"}
+    text = capsys.readouterr().out
+    assert "agent, real" in text and "exact" not in text
+
+
+@pytest.mark.parametrize(
+    "space, pictures",
+    [(Box(0, 255, (16, 16, 3), np.uint8), True), (Box(-1, 1, (3,)), False), (Box(0, 10, (7, 7, 3), np.uint8), False)],
+    ids=["image", "vector", "grid"],
+)
+def test_what_the_farewell_says_can_be_typed(space, pictures, tmp_path):
+    environment = {"observation_space": space_to_json(space), "action_space": space_to_json(Discrete(2))}
+    model = WorldModel(preset("tiny", observation_spec(space), action_spec(Discrete(2))))
+    save_model(tmp_path, model, environment)
+    episode = Episode(
+        np.stack([space.sample()] * 4), np.zeros(3, np.int64), np.zeros(3, np.float32), terminated=True, truncated=False
+    )
+    table = FrameTable.from_episodes([episode], Discrete(2))
+    save_contexts(tmp_path / "contexts.npz", choose_contexts(table, count=2))
+    (tmp_path / "report").mkdir()
+    text = farewell(Demo(out=tmp_path))
+    typed = text[text.index("import gymnasium") :].replace("\n  ", "\n")
+    assert ("render" in typed) == pictures
+    said: dict = {}
+    exec(typed, said)
+    assert said["env"].observation_space == space
+    assert not pictures or said["picture"].shape[2] == 3
 
 
 def test_again_does_nothing_twice(demo, capsys, fails):

@@ -118,10 +118,18 @@ def test_what_is_wrong_is_said_in_a_sentence(assignment, words):
         override(STRIDE, assignment)
 
 
+def test_who_misspells_a_setting_of_another_config_is_told_of_it():
+    with pytest.raises(ValueError, match=r"no setting 'trainig'; known here are time, .*mamba, training$"):
+        override(STRIDE, "trainig.average=0.9", beside=("training",))
+    with pytest.raises(ValueError, match=r"'main\.training'; known here are main\.width, .*main\.loop$"):
+        override(STRIDE, "main.training=1", beside=("training",))
+
+
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [
         ("training.averag=1", r"'training\.averag'.*training\.average"),
+        ("training=3", r"training is not a single setting; known here are training\.batch_size, .*training\.average"),
         ("training.betas=0.9", "2 values"),
         ("training.batch_size=0", "batch_size must be above 0"),
         ("training.average=1", "below 1"),
