@@ -102,9 +102,11 @@ def play_limit(environment: dict[str, Any]) -> int | None:
         environment: the environment spec.
 
     Returns:
-        `DEFAULT_HORIZON`, as in the dream, or None where the environment has a limit of its own.
+        `DEFAULT_HORIZON`, as in the dream, or None where the environment has a limit of its own. An Atari emulator has
+        one that Gymnasium does not know of: it ends every game after half an hour at the latest.
     """
-    return None if environment.get("episode_limit") else DEFAULT_HORIZON
+    own = environment.get("episode_limit") or str(environment.get("id")).startswith("ALE/")
+    return None if own else DEFAULT_HORIZON
 
 
 def rollout(

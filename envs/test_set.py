@@ -95,7 +95,7 @@ def load_test_set(
         "gymnasium": gym.__version__,
         "minigrid": minigrid.__version__,
     }
-    if (limit := cut_off(environment)) is not None:
+    if (limit := play_limit(environment)) is not None:
         wanted["limit"] = limit  # only here: without it, sets of before are what is wanted
     found = _read(folder, wanted)
     if found is None:
@@ -175,12 +175,6 @@ def _succeeding(env: gym.Env, episodes: int) -> Iterator[Episode]:
         warnings.warn(f"the player succeeds in {count} episodes only; the test set lacks the others", stacklevel=2)
 
 
-def cut_off(environment: dict[str, Any]) -> int | None:
-    """Steps after which a random episode is cut off, where nothing is known to end it."""
-    # The emulator ends every game itself, after half an hour at the latest.
-    return None if str(environment.get("id")).startswith("ALE/") else play_limit(environment)
-
-
 def _random(environment: dict[str, Any], episodes: int) -> Iterator[Episode]:
     """So many episodes of random actions, or fewer where these are gigabytes of pixels."""
     left = RANDOM_BYTES
@@ -188,7 +182,7 @@ def _random(environment: dict[str, Any], episodes: int) -> Iterator[Episode]:
     venv = make_vector_env(environment, num_envs=1)
     try:
         policy = RandomPolicy(venv.single_action_space, seeds)
-        for episode in rollout(venv, policy, episodes=episodes, seeds=seeds, limit=cut_off(environment)):
+        for episode in rollout(venv, policy, episodes=episodes, seeds=seeds, limit=play_limit(environment)):
             yield episode
             left -= episode.observations.nbytes
             if left < 0:

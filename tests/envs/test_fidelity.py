@@ -16,7 +16,7 @@ from worldmodel.envs.open_loop import repeat_last_frame, truth
 from worldmodel.envs.rollout import episode_seeds
 from worldmodel.envs.spaces import action_spec, observation_spec
 from worldmodel.envs.store import EpisodeStore
-from worldmodel.envs.test_set import FIRST_SEED, cut_off, load_test_set
+from worldmodel.envs.test_set import FIRST_SEED, load_test_set
 from worldmodel.envs.windows import choose_windows, fitting_context
 from worldmodel.errors import UserError
 from worldmodel.model import WorldModel
@@ -315,7 +315,6 @@ def test_random_episodes_that_never_end_are_cut_off(tmp_path):
     assert endless["episode_limit"] is None
     table = load_test_set(endless, tmp_path / "set", episodes=2, progress=False).table
     assert np.diff(table.begin).tolist() == [201, 201] and not table.terminated.any()
-    assert cut_off({"id": "ALE/Pong-v5", "episode_limit": None}) is None  # every game ends by itself
 
 
 def test_its_seeds_are_no_training_seeds(test_set, folder):

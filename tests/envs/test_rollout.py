@@ -84,6 +84,7 @@ def test_an_episode_that_goes_on_is_cut_off_at_the_limit():
 
 def test_whole_episodes_have_a_limit_where_the_environment_has_none():
     assert play_limit({"episode_limit": 300}) is None
+    assert play_limit({"id": "ALE/Pong-v5", "episode_limit": None}) is None  # every game ends by itself
     assert play_limit({"episode_limit": None}) == play_limit({}) == DEFAULT_HORIZON == 200
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from small_models import BESIDE, RECORD, STRIDE
 
-from worldmodel.config import LatentConfig, ModelConfig, OutcomeConfig
+from worldmodel.config import CausalConfig, LatentConfig, ModelConfig, OutcomeConfig
 from worldmodel.specs import ActionSpec, ObservationSpec
 
 # The first setting of each is off, or the plain one.
@@ -24,6 +24,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "sees_past": (False, True),
     "time": ("", "change", "learned"),
     "rounds": (1, 2, 3),
+    "changes_first": (False, True),
     "latent": ("categorical", "gaussian"),
     "slots": (False, True),
     "forget": (0.0, 0.3),
@@ -32,6 +33,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "path": (0, 8),
     "values": (False, True),
     "depth": (1, 2, 3),
+    "inner_unlike": (False, True),  # whether stages inside are made of other parts than the outermost
     "frame_boundary": (True, False),
     "extra": (False, True),
     "extra_first": (False, True),
@@ -40,8 +42,10 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "cut_off": (False, True),
     "lengths": (False, True),
     "core": ("", "t1", "T2"),
+    "coda": ("", "t1"),
+    "spread": (0.5, 0.0),
     "certainty": (False, True),
-    "budget": (0.0, 5.0),
+    "budget": (0.0, 3.5),
     "keys": ("loop", "last"),
     "warm_start": (False, True),
     "exit": (0.0, 0.8),
@@ -58,6 +62,10 @@ NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "chunks_first": {"boundary": ("learned", "tried", "surprise", "change", "random")},  # the others cannot move
     "order": {"observation": ("image", "grid", "record")},  # a vector has one, whatever the curve
     "rounds": {"time": ("change", "learned")},
+    "changes_first": {"time": ("change", "learned")},
+    "inner_unlike": {"depth": (2, 3)},
+    "coda": LOOPED,
+    "spread": LOOPED,
     "grown": {"observation": ("image",)},
     "frame_boundary": ROUTED,  # to be False: somebody has to set boundaries
     "extra_first": ROUTED,
@@ -131,13 +139,16 @@ def build(choice: Choice) -> ModelConfig:
         )
         for width, here in zip((24, 40, 56), extra)
     )
+    if c["inner_unlike"]:
+        causal = causal[0], *(unlike(stage) for stage in causal[1:])
     latent = LatentConfig(kind=c["latent"], groups=5 if c["latent"] == "gaussian" else 3, classes=4, forget=c["forget"])
     if c["slots"]:
         latent = replace(latent, groups=6, slots=2)  # fewer than a chunk has patches: some have to share
     loop = replace(
         STRIDE.main.loop,
         layers=c["core"],
-        coda="t1" if c["core"] == "T2" else "",
+        coda=c["coda"],
+        spread=c["spread"],
         loops=3.0,
         max_loops=4,
         backprop=2,
@@ -158,6 +169,7 @@ def build(choice: Choice) -> ModelConfig:
             boundary=c["time"] or "change",
             changes=3.0,
             rounds=c["rounds"],
+            changes_first=5.0 if c["changes_first"] else 0.0,
             changes_outer=6.0,
         ),
         latent=latent,
@@ -165,6 +177,19 @@ def build(choice: Choice) -> ModelConfig:
         causal=causal,
         main=replace(STRIDE.main, width=72, loop=loop),
         outcome=OutcomeConfig(clock=c["clock"]),
+    )
+
+
+def unlike(stage: CausalConfig) -> CausalConfig:
+    """A stage with all that can be switched on its own the other way."""
+    residual = {"linear": "attention", "none": "mamba", "mamba": "none", "attention": "linear"}[stage.residual]
+    return replace(
+        stage,
+        residual=residual,
+        cut_off=not stage.cut_off,
+        lengths=not stage.lengths,
+        frame_boundary=not stage.frame_boundary if stage.extra else True,
+        decoder_layers="m1t1",
     )
 
 
@@ -182,6 +207,7 @@ def settings_of(config: ModelConfig) -> Choice:
         "sees_past": frame.sees_past,
         "time": time.boundary if time.layers else "",
         "rounds": time.rounds,
+        "changes_first": time.changes_first > 0,
         "latent": latent.kind,
         "slots": latent.slots > 0,
         "forget": latent.forget,
@@ -190,6 +216,7 @@ def settings_of(config: ModelConfig) -> Choice:
         "path": config.side.path,
         "values": config.side.values,
         "depth": len(config.causal),
+        "inner_unlike": outermost.decoder_layers != config.causal[-1].decoder_layers,
         "frame_boundary": outermost.frame_boundary,
         "extra": outermost.extra > 0,
         "extra_first": outermost.extra_first > 0,
@@ -198,6 +225,8 @@ def settings_of(config: ModelConfig) -> Choice:
         "cut_off": outermost.cut_off,
         "lengths": outermost.lengths,
         "core": loop.layers,
+        "coda": loop.coda,
+        "spread": loop.spread,
         "certainty": loop.certainty,
         "budget": loop.budget,
         "keys": loop.keys,
