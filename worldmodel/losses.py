@@ -145,9 +145,8 @@ def reconstruction_loss(
         chunks, which = seen.chunks.rows(loose), torch.cat([which, loose])
         canvas = torch.cat([canvas, spread(told, chunks.of_patch)])
         if gate is not None:
-            gate = torch.cat(
-                [gate, torch.ones_like(gate[:1]).expand(len(loose), -1) if chunks.gate is None else chunks.gate]
-            )
+            own = gate.new_ones(len(loose), gate.shape[1]) if chunks.gate is None else chunks.gate
+            gate = torch.cat([gate, own])
     painted, target = stage.paint_canvas(canvas, gate), seen.patches[which]
     same_shape(painted, target)
     return stage.patches.error(painted, target).mean()

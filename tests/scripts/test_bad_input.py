@@ -162,6 +162,7 @@ def test_settings_that_are_none(made, tmp_path, fails):
     fails([*argv, "--set", "training.averag=0.9"], "training.averag", "training.average")
     fails([*argv, "--set", "training.losses.ratio=much"], "training.losses.ratio", "'much'")
     fails([*argv, "--set", "training.stride_first=5"], "nothing to hand over to", "'stride'")
+    fails([*argv, "--set", "training.losses.paint=0", "--set", "training.loose=0"], "losses.paint=0 and loose=0")
     fails([*argv, "--set", "causal.0.extra=3"], "causal.0.extra=3", "causal.0.max_extra=2")
     fails([*argv, "--set", "main.loop.layers=T1", "--set", "main.loop.loops=32"], "main.loop.max_loops=16")
     fails([*argv, "--boundary", "learned", "--set", "frame.chunks_first=6"], "frame.chunks_first", "training.anneal")

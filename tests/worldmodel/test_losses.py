@@ -9,6 +9,7 @@ import torch
 from small_models import CONFIGS, EXTRA, LEARNED, STRIDE, random_batch, random_model
 
 from worldmodel.batch import Batch
+from worldmodel.config import TimeConfig
 from worldmodel.losses import LossConfig, loose_frames, picture_loss, same_shape, world_model_loss
 from worldmodel.model import WorldModel
 
@@ -65,6 +66,20 @@ def test_loose_frames_are_painted_and_nothing_else() -> None:
         if "reconstruction" not in label and label not in ("loss/total", "data/distinct_share"):
             assert with_loose[label] == pytest.approx(without[label], rel=1e-4, abs=1e-6), label
     assert with_loose["loss/reconstruction"] != without["loss/reconstruction"]
+
+
+@pytest.mark.parametrize("boundary", ["stride", "learned"])
+@pytest.mark.parametrize("layers", ["", "m1"])
+def test_loose_frames_can_be_all_that_is_painted(boundary: str, layers: str) -> None:
+    config = replace(LEARNED, frame=replace(LEARNED.frame, boundary=boundary), time=TimeConfig(layers=layers))
+    batch = random_batch(config, distinct=6)
+    batch.index[batch.index >= 4] = 0
+    model = random_model(config)
+    with torch.no_grad():
+        model.frame_stage.paint.weight.zero_()
+        model.frame_stage.paint.bias.fill_(0.25)
+    expected = (model.frame_stage.patches(batch.frames[4:]) - 0.25).square().sum((1, 2)).mean().item()
+    assert loss_of(model, batch, paint=0)[1]["loss/reconstruction"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_pictures_are_painted_from_their_own_codes() -> None:

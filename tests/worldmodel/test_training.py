@@ -23,6 +23,7 @@ from worldmodel.checkpoint import load_model, save_config
 from worldmodel.config import ModelConfig
 from worldmodel.errors import UserError
 from worldmodel.frames import FrameStage
+from worldmodel.losses import LossConfig
 from worldmodel.model import WorldModel
 from worldmodel.training import TrainConfig, Trainer
 
@@ -345,6 +346,12 @@ def test_norms_and_single_vectors_do_not_decay(tmp_path: Path) -> None:
         elif name.endswith("in_proj.weight"):
             part = learner.config.frame_decay if name.startswith("frame_stage") else learner.config.weight_decay
             assert decays[id(parameter)] == part, name
+
+
+def test_training_in_which_nothing_is_painted_is_refused() -> None:
+    TrainConfig(losses=LossConfig(paint=0)), TrainConfig(loose=0)
+    with pytest.raises(ValueError, match="nothing would be painted"):
+        TrainConfig(losses=LossConfig(paint=0), loose=0)
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "foreign"])
