@@ -37,6 +37,11 @@ def frame_router(config: FrameConfig, part: Tensor, counts: list[int]) -> Thresh
         return routers[0]
     if config.max_chunks < (least := sum(max(target) for target in config.targets)):
         raise ValueError(f"max_chunks={config.max_chunks} is below the {least} chunks of all modalities together")
+    if config.max_chunks < (whole := sum(round(last) for _, last in config.targets)):
+        raise ValueError(
+            f"max_chunks={config.max_chunks} is below the {whole} chunks of all modalities together, a whole number in "
+            f"each, which they have while a stride is held: set it to {whole} or more"
+        )
     if all(router is None for router in routers):
         raise ValueError(f"{config.boundary} boundaries need a modality that is to have more than one chunk")
     return ModalityRouters(routers, part)
