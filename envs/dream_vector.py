@@ -173,7 +173,9 @@ class DreamVectorEnv(VectorEnv):
             gymnasium.logger.warn('render() shows nothing without render_mode="rgb_array"')
             return None
         self._require_reset()
-        return tuple(picture(frame) for frame in first_modality(self.model.config.observation, self._look()))
+        spec = self.model.config.observation
+        assert spec.shown is not None  # or there would be no render_mode
+        return tuple(picture(frame, spec.shown) for frame in first_modality(spec, self._look()))
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
