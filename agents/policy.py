@@ -117,7 +117,9 @@ class Agent:
         single = frames.shape == shape
         if not single and frames.shape[1:] != shape:
             raise UserError(f"the agent was trained on observations of shape {shape}, not {frames.shape}")
-        frame = torch.as_tensor(_typed(frames, self.model.config.observation.dtype), device=self.model.device)
+        frames = _typed(frames, self.model.config.observation.dtype)
+        # Torch reads no array backwards, and warns of one that may not be written into: such are copied.
+        frame = torch.as_tensor(np.require(frames, requirements=["C", "W"]), device=self.model.device)
         frame = frame.unsqueeze(0) if single else frame
         rows = len(frame)
         if memory is None:

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -162,6 +164,24 @@ def test_what_does_not_fit_is_said(run, frames, tmp_path):
         Agent(agent.model, stranger, agent.observation_space, agent.action_space)
     with pytest.raises(UserError, match="not a run folder"):
         Agent.load(tmp_path)
+
+
+@pytest.mark.parametrize("shown", ["read-only", "flipped", "turned", "every other row"])
+def test_an_observation_may_be_any_view_of_an_array(run, frames, shown):
+    frame = frames[0].copy()
+    if shown == "read-only":
+        frame.flags.writeable = False
+    elif shown == "flipped":
+        frame = frame[:, ::-1, ::-1]
+    elif shown == "turned":
+        frame = np.rot90(frame, axes=(1, 2))
+    else:
+        frame = frames[:2].reshape(6, 56, 56, 3)[::2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        action, memory = Agent.load(run, seed=2).act(frame)
+    expected, other = Agent.load(run, seed=2).act(frame.copy())
+    assert action.tolist() == expected.tolist() and torch.equal(memory.state.feature, other.state.feature)
 
 
 def test_numbers_of_another_width_are_seen_as_those_of_the_space(run, frames):
