@@ -97,6 +97,26 @@ def test_pictures_are_painted_from_their_own_codes() -> None:
     assert total.item() == pytest.approx(2 * expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "name, terms",
+    [
+        ("stride", {"reconstruction"}),
+        ("learned", {"reconstruction", "ratio"}),
+        ("gaussian", {"reconstruction", "ratio", "standard"}),
+        ("tried", {"reconstruction", "trial"}),
+        ("surprise", {"reconstruction", "foresight"}),
+    ],
+)
+def test_every_term_of_pictures_is_logged_by_its_name(name: str, terms: set[str]) -> None:
+    config = LossConfig(reconstruction=0.5, ratio=2.0, standard=3.0, trial=5.0, foresight=7.0)
+    total, notes = picture_loss(random_model(CONFIGS[name]).train(), random_batch(CONFIGS[name]), config, key=KEY)
+    said = {label.removeprefix("loss/"): value for label, value in notes.items() if label.startswith("loss/")}
+    assert said.keys() == terms | {"total"}
+    assert not any(value.requires_grad for value in notes.values())
+    weighed = sum(getattr(config, term) * said[term].item() for term in terms)
+    assert said["total"].item() == total.item() == pytest.approx(weighed, rel=1e-5)
+
+
 def test_normal_codes_keep_a_width_while_pictures_are_learned() -> None:
     """Nothing else asks for one: without it they would be as sure as they can, and no prior would find them."""
     model, batch = random_model(CONFIGS["gaussian"]), random_batch(CONFIGS["gaussian"])

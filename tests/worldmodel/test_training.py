@@ -18,6 +18,7 @@ from moving_dot import CONFIG, FRAMES, GOAL, PLACES, Ring
 from small_models import CONFIGS, EXTRA, random_batch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from worldmodel import losses
 from worldmodel.batch import Batch
 from worldmodel.checkpoint import load_model, save_config
 from worldmodel.config import ModelConfig
@@ -236,6 +237,17 @@ def test_a_nan_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path: Path)
     resumed.resume()
     assert resumed.update == 8
     assert all(v.isfinite().all() for v in load_model(tmp_path).state_dict().values())
+
+
+@pytest.mark.parametrize("pictures_first", [0, 5])
+def test_whatever_term_is_not_finite_it_is_named(
+    tmp_path: Path, pictures_first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "foresight_loss", lambda model, patches: torch.tensor(torch.inf))
+    model = WorldModel(CONFIGS["surprise"])
+    learner = Trainer(model, Noise(model.config), tmp_path, TrainConfig(pictures_first=pictures_first))
+    with pytest.raises(UserError, match=r"update 0: loss/foresight, loss/total is not finite"):
+        learner.train(updates=2, progress=False)
 
 
 def test_weights_that_explode_stop_the_run(tmp_path: Path) -> None:
