@@ -43,7 +43,8 @@ class Snapshot:
         return len(self.elapsed)
 
     def __getitem__(self, rows: Sequence[int] | np.ndarray | slice) -> Snapshot:
-        index = np.arange(len(self))[rows].copy()
+        # Numpy would take a tuple for one index an axis.
+        index = np.arange(len(self))[list(rows) if isinstance(rows, tuple) else rows].copy()
         if index.ndim != 1:
             raise TypeError("index a snapshot with a list, an array or a slice of rows, not with one number")
         return Snapshot(

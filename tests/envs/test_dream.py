@@ -163,6 +163,7 @@ def test_snapshots_go_back_and_branch(run: str) -> None:
     frames = wide.step(np.full(6, actions[2, 1]))[0]
     assert len({frame.tobytes() for frame in frames}) > 1
 
+    assert here[(2, 0)].frames.tobytes() == here[[2, 0]].frames.tobytes() and len(here[range(2)]) == 2
     env = DreamEnv(run, horizon=5)
     env.set_state(here[[1]])
     assert close(env.step(actions[2, 1])[0], once[0][0][1])
