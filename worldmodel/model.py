@@ -221,9 +221,11 @@ class WorldModel(nn.Module):
             The new state and the frame's output; reward and termination are what the model makes of the frame.
 
         Raises:
-            ValueError: the frame has another shape or dtype, or there is no action where one is needed.
+            ValueError: the frame has another shape or dtype, there is no action where one is needed, or no row at all.
         """
         B, spec = state.batch_size, self.config.observation
+        if B == 0:
+            raise ValueError("observe needs at least one row: the state that it was given has none")
         if frame.shape != (B, *spec.shape) or frame.dtype != TYPES[spec.dtype]:
             raise ValueError(
                 f"observe takes frames of shape {(B, *spec.shape)} and type {spec.dtype}, not of shape "

@@ -188,6 +188,13 @@ def test_a_frame_of_another_shape_or_type_is_refused_even_if_it_has_as_many_valu
             assert said in str(caught.value)
 
 
+def test_an_empty_batch_is_refused_in_a_sentence(model: WorldModel, state: DreamState) -> None:
+    nobody = torch.zeros(0, dtype=torch.bool)
+    for nothing in (state[[]], model.initial_state(0)):
+        with pytest.raises(ValueError, match="at least one row"):
+            model.observe(nothing, random_actions(EXTRA, 0, seed=1), random_frames(EXTRA, 4, 1)[:0], nobody)
+
+
 @pytest.mark.parametrize("name", ["stride", "box", "multi_discrete"])
 def test_whatever_action_a_beginning_row_brings_is_ignored(name: str) -> None:
     config = CONFIGS[name]
