@@ -18,6 +18,12 @@ def draw_key(generator: np.random.Generator) -> int:
     return int(generator.integers(2**63 - 1))
 
 
+def row_shapes(state: DreamState, frames: np.ndarray) -> dict[str, str]:
+    """The shape of all that one row shows and remembers, by name: the same for all rows of a model."""
+    shapes = {name: str(tuple(tensor.shape[1:])) for name, tensor in state.tensors.items()}
+    return {"frame": f"{frames.dtype} {frames.shape[1:]}"} | shapes
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """Everything that a dream's future depends on, taken by `get_state` and put back by `set_state`.
