@@ -95,7 +95,8 @@ def test_options_that_no_model_can_have(made, tmp_path, fails):
     argv = ["train", "--data", made / "data", "--out", tmp_path / "run", *ONE]
     fails([*argv, "--chunks", 1000], "1000")
     fails([*argv, "--learning-rate", -1], "--learning-rate")
-    fails([*argv, "--device", "abacus"], "--device abacus")
+    for device in ("abacus", "meta", "hpu", "vulkan"):  # unknown, without numbers, without a module, without a driver
+        assert len(fails([*argv, "--device", device], f"--device {device}", "try --device cpu")) < 300
     fails(["evaluate", "--run", made / "run", "--realign", -1], "--realign", "-1")
     fails([*argv, "--seed", -1], "--seed", "-1")
     fails(["collect", "--env", "CartPole-v1", "--steps", 9, "--out", tmp_path / "data", "--seed", 2**31], "--seed")
