@@ -107,13 +107,19 @@ class Agent:
         Returns:
             actions: `(B, *action shape)`, or one action for a single observation, as the environment takes them.
             memory: for the next call. The one passed in stays valid: acting on from it again gives the same.
+
+        Raises:
+            UserError: the observation has another shape than those the agent was trained on, or a type that theirs
+                cannot hold.
         """
         shape = self.model.config.observation.shape
         frames = to_frames(self.observation_space, observation)
         single = frames.shape == shape
         if not single and frames.shape[1:] != shape:
             raise UserError(f"the agent was trained on observations of shape {shape}, not {frames.shape}")
-        frame = torch.as_tensor(frames, device=self.model.device)
+        frames = _typed(frames, self.model.config.observation.dtype)
+        # Torch reads no array backwards, and warns of one that may not be written into: such are copied.
+        frame = torch.as_tensor(np.require(frames, requirements=["C", "W"]), device=self.model.device)
         frame = frame.unsqueeze(0) if single else frame
         rows = len(frame)
         if memory is None:
@@ -150,3 +156,18 @@ class Agent:
         state = memory.state.reseed(keys).where(rows, memory.state)
         steps = torch.where(rows, 0, memory.steps)
         return Memory(state, memory.action, keys, steps, memory.episodes + int(begins.sum()))
+
+
+def _typed(frames: np.ndarray, dtype: str) -> np.ndarray:
+    """Frames in the model's type, also if an environment shows numbers of another width.
+
+    Raises:
+        UserError: that type cannot hold them.
+    """
+    if frames.dtype == dtype:
+        return frames
+    if frames.dtype.kind in ("biuf" if dtype == "float32" else "biu"):
+        typed = frames.astype(dtype)
+        if dtype == "float32" or (typed == frames).all():
+            return typed
+    raise UserError(f"the agent was trained on observations of {dtype}, which cannot hold these of {frames.dtype}")

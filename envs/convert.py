@@ -10,6 +10,8 @@ from gymnasium import Space
 from gymnasium.error import InvalidAction
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
+from worldmodel.specs import ObservationSpec
+
 RENDER_SIZE = 256  # pixels; a smaller picture is scaled up by the largest whole factor that stays within
 
 
@@ -78,14 +80,21 @@ def check_reset_mask(mask: Any, num_envs: int) -> np.ndarray:
     return mask
 
 
-def picture(frame: np.ndarray) -> np.ndarray:
+def picture(frame: np.ndarray, spec: ObservationSpec) -> np.ndarray:
     """An image observation `(H, W, C)` as RGB uint8 that a human can see: small ones are scaled up by a whole factor.
 
-    One channel becomes grey; of a stack of frames the last channel, the newest, is shown.
+    One channel becomes grey, of four the first three are colours; of any other stack of frames the last channel, the
+    newest, is shown.
+
+    Args:
+        frame: the image.
+        spec: what it looks like; floats are black and white at the ends of their range.
     """
-    if frame.shape[-1] != 3:
+    if frame.shape[-1] == 4:
+        frame = frame[..., :3]
+    elif frame.shape[-1] != 3:
         frame = np.repeat(frame[..., -1:], 3, axis=-1)
     if frame.dtype != np.uint8:
-        frame = np.clip(np.round(frame * 255.0), 0, 255).astype(np.uint8)
+        frame = np.clip(np.round((frame - spec.offset) / spec.scale * 255.0), 0, 255).astype(np.uint8)
     factor = max(1, RENDER_SIZE // max(frame.shape[:2]))
     return frame.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -22,7 +22,7 @@ from torch import Tensor
 from worldmodel.envs.convert import check_actions, check_reset_mask, picture, row_seeds
 from worldmodel.envs.observations import first_modality, from_frames, row_of
 from worldmodel.envs.rollout import DEFAULT_HORIZON
-from worldmodel.envs.snapshot import Snapshot, draw_key
+from worldmodel.envs.snapshot import Snapshot, draw_key, row_shapes
 from worldmodel.envs.spaces import to_model_action
 from worldmodel.envs.starts import START_KINDS, load_world
 from worldmodel.errors import UserError
@@ -172,7 +172,9 @@ class DreamVectorEnv(VectorEnv):
             gymnasium.logger.warn('render() shows nothing without render_mode="rgb_array"')
             return None
         self._require_reset()
-        return tuple(picture(frame) for frame in first_modality(self.model.config.observation, self._look()))
+        spec = self.model.config.observation
+        assert spec.shown is not None  # or there would be no render_mode
+        return tuple(picture(frame, spec.shown) for frame in first_modality(spec, self._look()))
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -241,11 +243,19 @@ class DreamVectorEnv(VectorEnv):
         """Continue from a snapshot, which stays as it is. It may come from another environment with the same model.
 
         Raises:
-            ValueError: the snapshot has not `num_envs` rows.
+            ValueError: the snapshot has not `num_envs` rows, or they are not of this environment's model.
         """
         if len(snapshot) != self.num_envs:
             raise ValueError(
                 f"the snapshot has {len(snapshot)} rows and this environment {self.num_envs}; index it to pick rows"
+            )
+        there = row_shapes(snapshot.state, snapshot.frames)
+        here = row_shapes(self._starts.state, self._starts.frames)
+        if other := [name for name in here | there if here.get(name) != there.get(name)]:
+            name = other[0]
+            raise ValueError(
+                f"the snapshot is of another run: a row's {name!r} is {there.get(name, 'missing')} in it and "
+                f"{here.get(name, 'missing')} here; take one from an environment with this run's checkpoint"
             )
         self._state, self._out = snapshot.state, None
         self._frames = snapshot.frames.copy()

@@ -18,6 +18,12 @@ def draw_key(generator: np.random.Generator) -> int:
     return int(generator.integers(2**63 - 1))
 
 
+def row_shapes(state: DreamState, frames: np.ndarray) -> dict[str, str]:
+    """The shape of all that one row shows and remembers, by name: the same for all rows of a model."""
+    shapes = {name: str(tuple(tensor.shape[1:])) for name, tensor in state.tensors.items()}
+    return {"frame": f"{frames.dtype} {frames.shape[1:]}"} | shapes
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """Everything that a dream's future depends on, taken by `get_state` and put back by `set_state`.
@@ -43,7 +49,8 @@ class Snapshot:
         return len(self.elapsed)
 
     def __getitem__(self, rows: Sequence[int] | np.ndarray | slice) -> Snapshot:
-        index = np.arange(len(self))[rows].copy()
+        # Numpy would take a tuple for one index an axis.
+        index = np.arange(len(self))[list(rows) if isinstance(rows, tuple) else rows].copy()
         if index.ndim != 1:
             raise TypeError("index a snapshot with a list, an array or a slice of rows, not with one number")
         return Snapshot(

@@ -34,16 +34,16 @@ def choose_device(name: str) -> str:
     """The device called `name`, tried out.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: there is no such device here, or it does not compute.
     """
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        torch.ones(1, device=name).sum().item()  # "meta" knows shapes alone, and says so when asked for a number
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]  # some go on for a page
         raise UserError(f"--device {name} cannot be used here ({reason}): try --device cpu") from error
     return name
 

@@ -127,11 +127,16 @@ class Cutting(nn.Module):
         """Chunk at a fixed stride, as if there were no router, or hand over to it.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is none, or a stride has more chunks than the cap lets a frame have.
         """
         if self.router is None:
             raise ValueError(
                 f"there is nothing to hand over to: boundary is '{self.config.boundary}', without a router"
+            )
+        if hold and (whole := len(self.fixed_start)) > self.max_chunks:
+            raise ValueError(
+                f"at a stride a frame has {whole} chunks, a whole number of each modality, but frame.max_chunks is "
+                f"{self.max_chunks}: set it to {whole} or more"
             )
         self.at_stride.fill_(hold)
 

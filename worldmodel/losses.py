@@ -116,9 +116,7 @@ def world_model_loss(
         notes["latent/posterior_entropy"] = (model.latent.entropy(run.posterior) * valid).sum(-1).mean()
         notes["latent/chunks"] = valid.sum(-1).float().mean()
         notes["data/distinct_share"] = torch.tensor(len(batch.index.unique()) / batch.index.numel())
-    total = torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
-    logged = {f"loss/{name}": term for name, term in terms.items()} | {"loss/total": total} | notes
-    return total, {name: value.detach() for name, value in logged.items()}
+    return _together(terms, config, notes)
 
 
 def _mean(x: Tensor, weight: Tensor) -> Tensor:
@@ -145,9 +143,8 @@ def reconstruction_loss(
         chunks, which = seen.chunks.rows(loose), torch.cat([which, loose])
         canvas = torch.cat([canvas, spread(told, chunks.of_patch)])
         if gate is not None:
-            gate = torch.cat(
-                [gate, torch.ones_like(gate[:1]).expand(len(loose), -1) if chunks.gate is None else chunks.gate]
-            )
+            own = gate.new_ones(len(loose), gate.shape[1]) if chunks.gate is None else chunks.gate
+            gate = torch.cat([gate, own])
     painted, target = stage.paint_canvas(canvas, gate), seen.patches[which]
     same_shape(painted, target)
     return stage.patches.error(painted, target).mean()
@@ -204,22 +201,29 @@ def picture_loss(
     else:
         painted = stage.paint_canvas(stage.code.tell(latent, None).flatten(0, 1)[clips.painted_by()[0]], chunks.gate)
     same_shape(painted, target)
-    error = stage.patches.error(painted, target).mean()
-    total = config.reconstruction * error
+    terms = {"reconstruction": stage.patches.error(painted, target).mean()}
     if model.config.latent.kind == "gaussian":
         unasked = model.latent.cost(latent, posterior, torch.zeros_like(posterior))
-        total = total + config.standard * (unasked * chunks.valid).sum(-1).mean()
+        terms["standard"] = (unasked * chunks.valid).sum(-1).mean()
     if stage.cutting.trying:
-        total = total + config.trial * trial_loss(model, batch.frames[chosen], key[0])
+        terms["trial"] = trial_loss(model, batch.frames[chosen], key[0])
     if stage.cutting.foresight is not None:
-        total = total + config.foresight * foresight_loss(model, target)
-    entropy = (model.latent.entropy(posterior) * chunks.valid).sum(-1).mean()
-    notes = {"loss/reconstruction": error, "latent/posterior_entropy": entropy}
+        terms["foresight"] = foresight_loss(model, target)
+    if routing is not None and routing.ratio_loss is not None:
+        terms["ratio"] = routing.ratio_loss
+    notes = {"latent/posterior_entropy": (model.latent.entropy(posterior) * chunks.valid).sum(-1).mean()}
     if routing is not None:
-        if routing.ratio_loss is not None:
-            total = total + config.ratio * routing.ratio_loss
         notes |= {"router/frame_F": routing.hard_rate, "router/frame_G": routing.soft_rate}
-    return total, {name: value.detach() for name, value in notes.items()}
+    return _together(terms, config, notes)
+
+
+def _together(
+    terms: dict[str, Tensor], config: LossConfig, notes: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighed sum of the terms, and what is logged of it, beside the notes: every term and their sum."""
+    total = torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
+    logged = {f"loss/{name}": term for name, term in terms.items()} | {"loss/total": total} | notes
+    return total, {name: value.detach() for name, value in logged.items()}
 
 
 def foresight_loss(model: WorldModel, patches_UPV: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from worldmodel.latents import make_latent, partly_forgotten
 from worldmodel.layers import Memory
 from worldmodel.layout import Layout
 from worldmodel.loops import LoopedCore
+from worldmodel.modalities import TYPES
 from worldmodel.outputs import Pass, StepOutput
 from worldmodel.seeing import initial_sight, look_away, see_rows, see_step
 from worldmodel.side import action_vector
@@ -215,14 +216,24 @@ class WorldModel(nn.Module):
         Args:
             state: what the rows remember.
             action: `(B, *action shape)` that led to the frame; ignored where `first`, None if that is everywhere.
-            frame: `(B, *observation shape)`.
+            frame: `(B, *observation shape)` in the observation's dtype.
             first: `(B,)` bool, rows that begin an episode: they forget everything before. A state that begins in
                 mid-episode should have been told how late it is, see `initial_state`.
 
         Returns:
             The new state and the frame's output; reward and termination are what the model makes of the frame.
+
+        Raises:
+            ValueError: the frame has another shape or dtype, there is no action where one is needed, or no row at all.
         """
-        B = len(frame)
+        B, spec = state.batch_size, self.config.observation
+        if B == 0:
+            raise ValueError("observe needs at least one row: the state that it was given has none")
+        if frame.shape != (B, *spec.shape) or frame.dtype != TYPES[spec.dtype]:
+            raise ValueError(
+                f"observe takes frames of shape {(B, *spec.shape)} and type {spec.dtype}, not of shape "
+                f"{tuple(frame.shape)} and type {str(frame.dtype).removeprefix('torch.')}"
+            )
         first = first.to(self.device)
         memory = dict(state.tensors)
         if first.any():

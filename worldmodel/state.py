@@ -40,7 +40,9 @@ class DreamState:
         return self.tensors["main.count"]
 
     def __getitem__(self, rows: int | slice | Tensor | Sequence[int]) -> DreamState:
-        """Some of the rows: an index (kept as a batch of one), a slice, a mask or a list of indices."""
+        """Some of the rows: an index (kept as a batch of one), a slice, a mask or a sequence of indices."""
+        if isinstance(rows, tuple):
+            rows = list(rows)  # torch would take it for one index an axis
         if not isinstance(rows, slice) and torch.as_tensor(rows).dim() == 0:
             rows = torch.as_tensor(rows).view(1)  # also a number of numpy's, or a tensor that holds one
         return DreamState({name: value[rows] for name, value in self.tensors.items()})

@@ -70,6 +70,8 @@ class TrainConfig:
                 raise ValueError(f"TrainConfig: {name} must be above 0, not {value!r}")
         if not (0 <= self.average < 1 and all(0 <= beta < 1 for beta in self.betas)):
             raise ValueError(f"TrainConfig: average and betas are below 1, not {self.average!r} and {self.betas!r}")
+        if not (self.losses.paint or self.loose):
+            raise ValueError("TrainConfig: with losses.paint=0 and loose=0 nothing would be painted; set one above 0")
 
 
 class Batches(Protocol):

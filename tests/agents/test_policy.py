@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -162,3 +164,40 @@ def test_what_does_not_fit_is_said(run, frames, tmp_path):
         Agent(agent.model, stranger, agent.observation_space, agent.action_space)
     with pytest.raises(UserError, match="not a run folder"):
         Agent.load(tmp_path)
+
+
+@pytest.mark.parametrize("shown", ["read-only", "flipped", "turned", "every other row"])
+def test_an_observation_may_be_any_view_of_an_array(run, frames, shown):
+    frame = frames[0].copy()
+    if shown == "read-only":
+        frame.flags.writeable = False
+    elif shown == "flipped":
+        frame = frame[:, ::-1, ::-1]
+    elif shown == "turned":
+        frame = np.rot90(frame, axes=(1, 2))
+    else:
+        frame = frames[:2].reshape(6, 56, 56, 3)[::2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        action, memory = Agent.load(run, seed=2).act(frame)
+    expected, other = Agent.load(run, seed=2).act(frame.copy())
+    assert action.tolist() == expected.tolist() and torch.equal(memory.state.feature, other.state.feature)
+
+
+def test_numbers_of_another_width_are_seen_as_those_of_the_space(run, frames):
+    """Not every environment shows the type that its space promises."""
+    agent = Agent.load(run, seed=2)
+    (wanted, memory), (actions, other) = agent.act(frames[0]), Agent.load(run, seed=2).act(frames[0].astype(np.int64))
+    assert actions.tolist() == wanted.tolist() and torch.equal(other.state.feature, memory.state.feature)
+    space = Box(-1, 1, (3,), np.float32)
+    vectors = {"observation_space": space_to_json(space), "action_space": space_to_json(Discrete(3))}
+    agent = Agent(model := small_model(vectors), fresh_agent(model), space, Discrete(3))
+    seen = np.random.default_rng(0).uniform(-1, 1, (4, 3))
+    features = [agent.act(seen.astype(dtype))[1].state.feature for dtype in (np.float64, ">f4", np.float32)]
+    assert torch.equal(features[0], features[2]) and torch.equal(features[1], features[2])
+
+
+@pytest.mark.parametrize("wrong", [lambda f: f / 255.0, lambda f: f.astype(np.int64) - 256, lambda f: f.astype("U3")])
+def test_numbers_that_the_space_cannot_hold_are_refused(run, frames, wrong):
+    with pytest.raises(UserError, match="trained on observations of uint8, which cannot hold these of"):
+        Agent.load(run).act(wrong(frames[0]))

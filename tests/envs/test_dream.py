@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -21,6 +22,7 @@ from worldmodel.envs.contexts import load_contexts, save_contexts
 from worldmodel.envs.dream import DreamEnv, DreamVectorEnv
 from worldmodel.envs.make import make_env
 from worldmodel.errors import UserError
+from worldmodel.state import DreamState
 
 MINIGRID = "MiniGrid-Empty-Random-6x6-v0"
 
@@ -163,11 +165,33 @@ def test_snapshots_go_back_and_branch(run: str) -> None:
     frames = wide.step(np.full(6, actions[2, 1]))[0]
     assert len({frame.tobytes() for frame in frames}) > 1
 
+    assert here[(2, 0)].frames.tobytes() == here[[2, 0]].frames.tobytes() and len(here[range(2)]) == 2
     env = DreamEnv(run, horizon=5)
     env.set_state(here[[1]])
     assert close(env.step(actions[2, 1])[0], once[0][0][1])
     with pytest.raises(ValueError, match="3 rows"):
         wide.set_state(here)
+
+
+def test_snapshots_of_another_run_are_refused(run: str, cartpole: str, compass: str) -> None:
+    """By what they show, or by what is remembered of it; the environment goes on as if nothing had been."""
+    venv, twin, *others = (make_vec(name, 2) for name in (run, run, cartpole, compass))
+    for each in (venv, twin, *others):
+        each.reset(seed=0)
+    here = venv.get_state()
+    wider = DreamState(here.state.tensors | {"feature": torch.zeros(2, 7)})
+    longer = DreamState(here.state.tensors | {"deeper.count": torch.zeros(2)})
+    strangers = {"'frame'": [other.get_state() for other in others]}
+    strangers |= {"'feature'": [replace(here, state=wider)], "'deeper.count'": [replace(here, state=longer)]}
+    for name, snapshots in strangers.items():
+        for snapshot in snapshots:
+            with pytest.raises(ValueError, match=f"the snapshot is of another run: a row's {name}"):
+                venv.set_state(snapshot)
+            with pytest.raises(ValueError, match="another run"):
+                DreamEnv(run).set_state(snapshot[[0]])
+    for one, other in zip(*(play(each, np.zeros((2, 2), np.int64)) for each in (venv, twin))):
+        for x, y in zip(one, other):
+            np.testing.assert_array_equal(x, y)
 
 
 def test_features_instead_of_pixels(run: str) -> None:

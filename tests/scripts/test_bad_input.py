@@ -95,7 +95,8 @@ def test_options_that_no_model_can_have(made, tmp_path, fails):
     argv = ["train", "--data", made / "data", "--out", tmp_path / "run", *ONE]
     fails([*argv, "--chunks", 1000], "1000")
     fails([*argv, "--learning-rate", -1], "--learning-rate")
-    fails([*argv, "--device", "abacus"], "--device abacus")
+    for device in ("abacus", "meta", "hpu", "vulkan"):  # unknown, without numbers, without a module, without a driver
+        assert len(fails([*argv, "--device", device], f"--device {device}", "try --device cpu")) < 300
     fails(["evaluate", "--run", made / "run", "--realign", -1], "--realign", "-1")
     fails([*argv, "--seed", -1], "--seed", "-1")
     fails(["collect", "--env", "CartPole-v1", "--steps", 9, "--out", tmp_path / "data", "--seed", 2**31], "--seed")
@@ -205,6 +206,7 @@ def test_settings_that_are_none(made, tmp_path, fails):
     fails([*argv, "--set", "training"], "NAME=VALUE", "'training'")
     fails([*argv, "--set", "training.losses.ratio=much"], "training.losses.ratio", "'much'")
     fails([*argv, "--set", "training.stride_first=5"], "nothing to hand over to", "'stride'")
+    fails([*argv, "--set", "training.losses.paint=0", "--set", "training.loose=0"], "losses.paint=0 and loose=0")
     fails([*argv, "--set", "causal.0.extra=3"], "causal.0.extra=3", "causal.0.max_extra=2")
     fails([*argv, "--set", "main.loop.layers=T1", "--set", "main.loop.loops=32"], "main.loop.max_loops=16")
     fails([*argv, "--boundary", "learned", "--set", "frame.chunks_first=6"], "frame.chunks_first", "training.anneal")

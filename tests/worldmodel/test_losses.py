@@ -9,6 +9,7 @@ import torch
 from small_models import CONFIGS, EXTRA, LEARNED, STRIDE, random_batch, random_model
 
 from worldmodel.batch import Batch
+from worldmodel.config import TimeConfig
 from worldmodel.losses import LossConfig, loose_frames, picture_loss, same_shape, world_model_loss
 from worldmodel.model import WorldModel
 
@@ -67,6 +68,20 @@ def test_loose_frames_are_painted_and_nothing_else() -> None:
     assert with_loose["loss/reconstruction"] != without["loss/reconstruction"]
 
 
+@pytest.mark.parametrize("boundary", ["stride", "learned"])
+@pytest.mark.parametrize("layers", ["", "m1"])
+def test_loose_frames_can_be_all_that_is_painted(boundary: str, layers: str) -> None:
+    config = replace(LEARNED, frame=replace(LEARNED.frame, boundary=boundary), time=TimeConfig(layers=layers))
+    batch = random_batch(config, distinct=6)
+    batch.index[batch.index >= 4] = 0
+    model = random_model(config)
+    with torch.no_grad():
+        model.frame_stage.paint.weight.zero_()
+        model.frame_stage.paint.bias.fill_(0.25)
+    expected = (model.frame_stage.patches(batch.frames[4:]) - 0.25).square().sum((1, 2)).mean().item()
+    assert loss_of(model, batch, paint=0)[1]["loss/reconstruction"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_pictures_are_painted_from_their_own_codes() -> None:
     """The loss of the first updates is zero when the painter is right, and says by how much it is wrong."""
     model = random_model(STRIDE)
@@ -80,6 +95,26 @@ def test_pictures_are_painted_from_their_own_codes() -> None:
     expected = (stage.patches(batch.frames[1:]) - 0.25).square().sum((1, 2)).mean().item()
     assert notes["loss/reconstruction"].item() == pytest.approx(expected, rel=1e-4)
     assert total.item() == pytest.approx(2 * expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, terms",
+    [
+        ("stride", {"reconstruction"}),
+        ("learned", {"reconstruction", "ratio"}),
+        ("gaussian", {"reconstruction", "ratio", "standard"}),
+        ("tried", {"reconstruction", "trial"}),
+        ("surprise", {"reconstruction", "foresight"}),
+    ],
+)
+def test_every_term_of_pictures_is_logged_by_its_name(name: str, terms: set[str]) -> None:
+    config = LossConfig(reconstruction=0.5, ratio=2.0, standard=3.0, trial=5.0, foresight=7.0)
+    total, notes = picture_loss(random_model(CONFIGS[name]).train(), random_batch(CONFIGS[name]), config, key=KEY)
+    said = {label.removeprefix("loss/"): value for label, value in notes.items() if label.startswith("loss/")}
+    assert said.keys() == terms | {"total"}
+    assert not any(value.requires_grad for value in notes.values())
+    weighed = sum(getattr(config, term) * said[term].item() for term in terms)
+    assert said["total"].item() == total.item() == pytest.approx(weighed, rel=1e-5)
 
 
 def test_normal_codes_keep_a_width_while_pictures_are_learned() -> None:

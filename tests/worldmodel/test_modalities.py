@@ -260,6 +260,19 @@ def test_modalities_that_cannot_be_chunked_that_way_are_named(changes, message):
         WorldModel(replace(CONFIGS["record"], frame=replace(CONFIGS["record"].frame, **changes)))
 
 
+def test_a_stride_that_is_held_has_no_more_chunks_than_a_frame_may_have():
+    """Each modality has a whole number of them: three halves of a chunk are two."""
+    beside = (BesideConfig(chunks=2.6), BesideConfig(chunks=1.6, patch=2))
+    with pytest.raises(ValueError, match=r"at a stride a frame has 8 chunks.*max_chunks is 7: set it to 8"):
+        WorldModel(many("learned", chunks=2.6, max_chunks=7, beside=beside)).frame_stage.cutting.hold_stride(True)
+    model = random_model(many("learned", chunks=2.6, max_chunks=8, beside=beside))
+    model.frame_stage.cutting.hold_stride(True)
+    with torch.no_grad():
+        run = model(random_batch(model.config, rows=3, length=5), KEY)
+    assert (run.chunks.valid.sum(-1) == 8).all()
+    assert start_loss(model, run)[0].isfinite().all()
+
+
 def test_parts_have_no_parts_and_nothing_else_has_any():
     with pytest.raises(ValueError, match="no other, has parts"):
         ObservationSpec(shape=(3,), kind="record")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from small_models import CONFIGS, EXTRA, STRIDE, random_actions, random_frames, random_model
 
 from worldmodel.model import WorldModel
+from worldmodel.specs import ObservationSpec
 from worldmodel.state import DreamState
 
 KEY = torch.tensor([11, 22, 33, 44])
@@ -41,6 +44,11 @@ def same(a: DreamState, b: DreamState) -> bool:
         (slice(1, 3), [1, 2]),
         (slice(None, None, 2), [0, 2]),
         ([3, 0, 0], [3, 0, 0]),
+        ((3, 0, 0), [3, 0, 0]),
+        ((0, 1), [0, 1]),
+        ((2,), [2]),
+        ((), []),
+        (range(1, 4), [1, 2, 3]),
         (torch.tensor([3, 0, 0]), [3, 0, 0]),
         (torch.tensor([True, False, False, True]), [0, 3]),
         (np.array([True, False, False, True]), [0, 3]),
@@ -160,6 +168,31 @@ def test_a_frame_without_its_action_is_refused_unless_it_begins_an_episode(model
     model.observe(state, None, frames, torch.tensor([True, True]))
     with pytest.raises(ValueError, match="needs the action"):
         model.observe(state, None, frames, torch.tensor([True, False]))
+
+
+@pytest.mark.parametrize("name", ["stride", "vector", "grid", "record", "choice"])
+def test_a_frame_of_another_shape_or_type_is_refused_even_if_it_has_as_many_values(name: str) -> None:
+    choice = ObservationSpec(kind="choice", shape=(5,), scale=0.1)
+    config = CONFIGS[name] if name in CONFIGS else replace(CONFIGS["vector"], observation=choice)
+    model = WorldModel(config).eval()
+    frames, begins = random_frames(config, 3, 1), torch.ones(3, dtype=torch.bool)
+    model.observe(model.initial_state(3), None, frames, begins)
+    spec = config.observation
+    others = [frames.to(torch.uint8 if spec.dtype == "float32" else torch.float32), frames.to(torch.float64)]
+    others += [frames.unsqueeze(1), frames[:, :1], frames[:2]]
+    others += [frames.flatten(1), frames.movedim(-1, 1)] if len(spec.shape) > 1 else []
+    for other in others:
+        with pytest.raises(ValueError, match="observe takes frames") as caught:
+            model.observe(model.initial_state(3), None, other, begins)
+        for said in (str((3, *spec.shape)), spec.dtype, str(tuple(other.shape)), str(other.dtype)[len("torch.") :]):
+            assert said in str(caught.value)
+
+
+def test_an_empty_batch_is_refused_in_a_sentence(model: WorldModel, state: DreamState) -> None:
+    nobody = torch.zeros(0, dtype=torch.bool)
+    for nothing in (state[[]], model.initial_state(0)):
+        with pytest.raises(ValueError, match="at least one row"):
+            model.observe(nothing, random_actions(EXTRA, 0, seed=1), random_frames(EXTRA, 4, 1)[:0], nobody)
 
 
 @pytest.mark.parametrize("name", ["stride", "box", "multi_discrete"])

@@ -18,11 +18,13 @@ from moving_dot import CONFIG, FRAMES, GOAL, PLACES, Ring
 from small_models import CONFIGS, EXTRA, random_batch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from worldmodel import losses
 from worldmodel.batch import Batch
 from worldmodel.checkpoint import load_model, save_config
 from worldmodel.config import ModelConfig
 from worldmodel.errors import UserError
 from worldmodel.frames import FrameStage
+from worldmodel.losses import LossConfig
 from worldmodel.model import WorldModel
 from worldmodel.training import TrainConfig, Trainer
 
@@ -237,6 +239,17 @@ def test_a_nan_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path: Path)
     assert all(v.isfinite().all() for v in load_model(tmp_path).state_dict().values())
 
 
+@pytest.mark.parametrize("pictures_first", [0, 5])
+def test_whatever_term_is_not_finite_it_is_named(
+    tmp_path: Path, pictures_first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "foresight_loss", lambda model, patches: torch.tensor(torch.inf))
+    model = WorldModel(CONFIGS["surprise"])
+    learner = Trainer(model, Noise(model.config), tmp_path, TrainConfig(pictures_first=pictures_first))
+    with pytest.raises(UserError, match=r"update 0: loss/foresight, loss/total is not finite"):
+        learner.train(updates=2, progress=False)
+
+
 def test_weights_that_explode_stop_the_run(tmp_path: Path) -> None:
     """Also when the batch is fine: the gradient is looked at before it is used."""
     learner = trainer(tmp_path, config=replace(QUICK, pictures_first=0))
@@ -359,6 +372,12 @@ def test_norms_and_single_vectors_do_not_decay(tmp_path: Path) -> None:
         elif name.endswith("in_proj.weight"):
             part = learner.config.frame_decay if name.startswith("frame_stage") else learner.config.weight_decay
             assert decays[id(parameter)] == part, name
+
+
+def test_training_in_which_nothing_is_painted_is_refused() -> None:
+    TrainConfig(losses=LossConfig(paint=0)), TrainConfig(loose=0)
+    with pytest.raises(ValueError, match="nothing would be painted"):
+        TrainConfig(losses=LossConfig(paint=0), loose=0)
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "foreign"])
