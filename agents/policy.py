@@ -78,13 +78,21 @@ class Agent:
         self.greedy, self.seed = greedy, seed
 
     @classmethod
-    def load(cls, run: Path | str, device: torch.device | str = "cpu", *, greedy: bool = False, seed: int = 0) -> Agent:
-        """The world model and the agent of a run folder.
+    def load(
+        cls,
+        run: Path | str,
+        device: torch.device | str = "cpu",
+        *,
+        greedy: bool = False,
+        seed: int = 0,
+        loops: float | None = None,
+    ) -> Agent:
+        """The world model and the agent of a run folder; `loops` are those of `worldmodel.load`.
 
         Raises:
             UserError: one of them is missing or damaged, or they do not fit each other.
         """
-        model = load_model(run, device)
+        model = load_model(run, device, loops=loops)
         environment = load_environment(run)
         spaces = (space_from_json(environment[f"{name}_space"]) for name in ("observation", "action"))
         return cls(model, load_actor_critic(run, device), *spaces, greedy=greedy, seed=seed)

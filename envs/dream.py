@@ -23,7 +23,7 @@ class DreamEnv(gymnasium.Env):
     """One dream behind Gymnasium's interface for single environments: row 0 of a `DreamVectorEnv`, seed for seed.
 
     Args:
-        checkpoint, horizon, starts, render_mode, device, greedy, realign: as in `DreamVectorEnv`.
+        checkpoint, horizon, starts, render_mode, device, greedy, realign, loops: as in `DreamVectorEnv`.
 
     Raises:
         UserError, ValueError: as there.
@@ -40,6 +40,7 @@ class DreamEnv(gymnasium.Env):
         device: str = "cpu",
         greedy: bool = False,
         realign: int = 0,
+        loops: float | None = None,
     ) -> None:
         self.row = DreamVectorEnv(
             1,
@@ -51,6 +52,7 @@ class DreamEnv(gymnasium.Env):
             device=device,
             greedy=greedy,
             realign=realign,
+            loops=loops,
         )
         self.observation_space = self.row.single_observation_space
         self.action_space = self.row.single_action_space

@@ -51,9 +51,11 @@ class DreamVectorEnv(VectorEnv):
         greedy: always dream what is most likely, instead of sampling.
         realign: after so many steps of an episode, and again and again, what the model remembers of its frame is
             brought in line with what it painted (`WorldModel.realign`); 0 never.
+        loops: how often the model's core runs, if it has one: more is slower, and thinks longer. As often as in
+            training on average if None.
 
     Raises:
-        UserError: the run is missing, damaged or has no such starts.
+        UserError: the run is missing, damaged, has no such starts or cannot loop like that.
         ValueError: another argument makes no sense.
     """
 
@@ -74,6 +76,7 @@ class DreamVectorEnv(VectorEnv):
         device: str = "cpu",
         greedy: bool = False,
         realign: int = 0,
+        loops: float | None = None,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, not {num_envs}")
@@ -81,7 +84,7 @@ class DreamVectorEnv(VectorEnv):
             raise ValueError(f"realign must be a number of steps, or 0 for never, not {realign}")
         if starts not in START_KINDS:
             raise ValueError(f"starts must be one of {', '.join(START_KINDS)}, not {starts!r}")
-        world = load_world(checkpoint, device)
+        world = load_world(checkpoint, device, loops)
         if horizon is None:
             horizon = world.environment.get("episode_limit") or DEFAULT_HORIZON
         if horizon < 1:

@@ -64,23 +64,24 @@ class DreamWorld:
     starts: dict[str, Starts]
 
 
-def load_world(run: str | PathLike[str], device: str = "cpu") -> DreamWorld:
+def load_world(run: str | PathLike[str], device: str = "cpu", loops: float | None = None) -> DreamWorld:
     """A run's world, loaded and burnt in once for each version of its files.
 
     Args:
         run: a run folder.
         device: where the model runs.
+        loops: of its core, see `load_model`. Worlds that loop otherwise are not the same.
 
     Raises:
-        UserError: a file of the run is missing, damaged or does not fit the others.
+        UserError: a file of the run is missing, damaged or does not fit the others, or it cannot loop like that.
     """
     path = Path(run).resolve()
-    key = (path, str(device))
+    key = (path, str(device), loops)
     with _lock:
         stamps = tuple(_stamp(path / name) for name in (CONFIG_FILE, MODEL_FILE, CONTEXTS_FILE))
         stamp, world = _loaded.get(key, (None, None))
         if world is None or stamp != stamps:
-            world = _load(path, device)
+            world = _load(path, device, loops)
         _loaded[key] = (stamps, world)
         _loaded.move_to_end(key)
         while len(_loaded) > LOADED_AT_ONCE:
@@ -89,7 +90,7 @@ def load_world(run: str | PathLike[str], device: str = "cpu") -> DreamWorld:
 
 
 _lock = threading.Lock()
-_loaded: OrderedDict[tuple[Path, str], tuple[tuple[Any, ...], DreamWorld]] = OrderedDict()
+_loaded: OrderedDict[tuple[Path, str, float | None], tuple[tuple[Any, ...], DreamWorld]] = OrderedDict()
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -100,10 +101,10 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-def _load(path: Path, device: str) -> DreamWorld:
+def _load(path: Path, device: str, loops: float | None) -> DreamWorld:
     if not path.is_dir():
         raise UserError(f"{path} is not a run folder; give the folder that `worldmodel train --out` wrote")
-    model = load_model(path, device)
+    model = load_model(path, device, loops=loops)
     environment = load_environment(path)
     contexts = load_contexts(path / CONTEXTS_FILE)
     try:

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from worldmodel.errors import UserError
-from worldmodel.scripts.options import Common, MaybePath, choose_device, require_out_file, require_positive, require_run
+from worldmodel.scripts.options import (
+    Common,
+    MaybeFloat,
+    MaybePath,
+    choose_device,
+    require_out_file,
+    require_positive,
+    require_run,
+)
 from worldmodel.scripts.table import aligned
 
 EVALUATION_STREAM = 1  # of episode seeds; collecting takes stream 0, so these episodes are fresh
@@ -42,6 +50,8 @@ class Evaluate(Common):
     """Environments that step together."""
     realign: int = 0
     """Steps after which a dream encodes its own frame anew, again and again; 0 for never."""
+    loops: MaybeFloat = None
+    """How often the core of the model runs, if it has one; as often as in training on average if not given."""
 
 
 def run(args: Evaluate) -> None:
@@ -85,7 +95,7 @@ def evaluate(args: Evaluate) -> dict[str, Any]:
     from worldmodel.envs.rollout import episode_seeds
 
     device, environment = choose_device(args.device), load_environment(args.run)
-    model = load_model(args.run, device)
+    model = load_model(args.run, device, loops=args.loops)
     seeds = list(itertools.islice(episode_seeds(args.seed, EVALUATION_STREAM), args.episodes))
     report: dict[str, Any] = {
         "format_version": 1,
@@ -95,6 +105,7 @@ def evaluate(args: Evaluate) -> dict[str, Any]:
         "seed": args.seed,
         "episodes": args.episodes,
         "realign": args.realign,
+        "loops": args.loops,
     }
     report |= play(args, environment, seeds, device, with_agent=(args.run / AGENT_FILE).exists())
     if not args.play_only:
@@ -137,7 +148,7 @@ def play(
     try:
         players: dict[str, Any] = {"random_real": RandomPolicy(venv.single_action_space, seeds)}
         if with_agent:
-            agent = Agent.load(args.run, device, greedy=args.greedy, seed=args.seed)
+            agent = Agent.load(args.run, device, greedy=args.greedy, seed=args.seed, loops=args.loops)
             players = {"agent_real": agent, **players}
         played = {
             name: evaluate_policy(venv, player, len(seeds), seeds, limit=limit, progress=ROWS[name]).to_dict()
@@ -147,7 +158,7 @@ def play(
         venv.close()
     if not with_agent:
         return played
-    dream = dream_like(args.run, environment, seeds, device, args.num_envs, args.realign)
+    dream = dream_like(args.run, environment, seeds, device, args.num_envs, args.realign, args.loops)
     played["agent_dream"] = evaluate_policy(dream, agent, len(seeds), seeds, progress=ROWS["agent_dream"]).to_dict()
     gap = ("success", "mean_return", "mean_length")
     played["return_gap"] = {name: played["agent_dream"][name] - played["agent_real"][name] for name in gap}
@@ -155,7 +166,13 @@ def play(
 
 
 def dream_like(
-    run: Path, environment: dict[str, Any], seeds: list[int], device: str, num_envs: int, realign: int = 0
+    run: Path,
+    environment: dict[str, Any],
+    seeds: list[int],
+    device: str,
+    num_envs: int,
+    realign: int = 0,
+    loops: float | None = None,
 ) -> Any:
     """The run's dream with the real environment's time limit, beginning where the real episodes of `seeds` begin."""
     from gymnasium.vector import AutoresetMode
@@ -170,6 +187,7 @@ def dream_like(
         autoreset_mode=AutoresetMode.DISABLED,
         device=device,
         realign=realign,
+        loops=loops,
     )
     return SameStarts(dream, seeds, first_frames(environment, seeds))
 

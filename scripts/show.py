@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldmodel.scripts.options import Common, MaybePath, choose_device, require_out_folder, require_run
+from worldmodel.scripts.options import Common, MaybeFloat, MaybePath, choose_device, require_out_folder, require_run
 
 
 @dataclass(kw_only=True)
@@ -20,6 +20,8 @@ class Show(Common):
     """The run folder."""
     out: MaybePath = None
     """Folder of the pictures; the folder pictures in the run if not given."""
+    loops: MaybeFloat = None
+    """How often the core of the model runs, if it has one; as often as in training on average if not given."""
 
 
 def run(args: Show) -> None:
@@ -32,7 +34,7 @@ def run(args: Show) -> None:
     from worldmodel.envs.test_set import load_test_set
     from worldmodel.envs.token_pictures import draw_loops, draw_tokens, liveliest_episode, watch_episode, watch_loops
 
-    model = load_model(args.run, choose_device(args.device))
+    model = load_model(args.run, choose_device(args.device), loops=args.loops)
     test_set = load_test_set(load_environment(args.run))
     number = liveliest_episode(test_set)
     episode = watch_episode(model, test_set.table, number, seed=args.seed)

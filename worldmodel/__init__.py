@@ -20,17 +20,18 @@ __all__ = ["DreamState", "WorldModel", "load", "load_agent"]
 _HOMES = {"DreamState": "worldmodel.state", "WorldModel": "worldmodel.model"}
 
 
-def load(run: str | PathLike[str], device: str = "cpu") -> WorldModel:
+def load(run: str | PathLike[str], device: str = "cpu", *, loops: float | None = None) -> WorldModel:
     """The world model of a run folder, in evaluation mode.
 
     Args:
         run: a run folder, as `worldmodel train` writes it.
         device: where its weights go.
+        loops: how often its core runs, if it has one; as often as in training on average if not given.
 
     Raises:
-        UserError: the folder or a file in it is missing or damaged.
+        UserError: the folder or a file in it is missing or damaged, or the model cannot have so many loops.
     """
-    return importlib.import_module("worldmodel.checkpoint").load_model(run, device=device)
+    return importlib.import_module("worldmodel.checkpoint").load_model(run, device=device, loops=loops)
 
 
 def load_agent(run: str | PathLike[str], device: str = "cpu", *, greedy: bool = False, seed: int = 0) -> Any:

@@ -109,11 +109,16 @@ def load_environment(run: str | Path) -> dict[str, Any]:
     return read_config(run)["environment"]
 
 
-def load_model(run: str | Path, device: str | torch.device = "cpu") -> WorldModel:
+def load_model(run: str | Path, device: str | torch.device = "cpu", *, loops: float | None = None) -> WorldModel:
     """The world model of a run, in evaluation mode.
 
+    Args:
+        run: the folder.
+        device: where its weights go.
+        loops: how often a looped core runs, see `WorldModel.set_loops`.
+
     Raises:
-        UserError: a file is missing or damaged, or the weights do not fit the config.
+        UserError: a file is missing or damaged, the weights do not fit the config, or there can be no such loops.
     """
     config = load_config(run)
     path = Path(run) / MODEL_FILE
@@ -129,6 +134,11 @@ def load_model(run: str | Path, device: str | torch.device = "cpu") -> WorldMode
         raise UserError(f"{path} is damaged ({error}); restore it, or train the run anew") from error
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{path} does not fit {CONFIG_FILE}: {error}".splitlines()[0]) from error
+    if loops is not None:
+        try:
+            model.set_loops(loops)
+        except ValueError as error:
+            raise UserError(f"the run {run} cannot loop {loops:g} times: {error}") from error
     return model.to(device).eval().requires_grad_(False)
 
 
