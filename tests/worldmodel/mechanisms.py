@@ -181,14 +181,13 @@ def build(choice: Choice) -> ModelConfig:
 
 
 def unlike(stage: CausalConfig) -> CausalConfig:
-    """A stage with all that can be switched on its own the other way."""
+    """A stage of other parts: what stands in none of the others' way the other way round."""
     residual = {"linear": "attention", "none": "mamba", "mamba": "none", "attention": "linear"}[stage.residual]
     return replace(
         stage,
         residual=residual,
         cut_off=not stage.cut_off,
         lengths=not stage.lengths,
-        frame_boundary=not stage.frame_boundary if stage.extra else True,
         decoder_layers="m1t1",
     )
 

@@ -446,7 +446,7 @@ def test_in_any_config_what_a_mechanism_adds_begins_at_nothing(
     on: Choice, part: str, off: dict[str, Any], choice: Choice, seed: int
 ) -> None:
     """A model with it, and one without that has the same weights where both have them, say the same."""
-    config = build(choice | on)
+    config = build(choice | on | {"inner_unlike": False})  # what is switched is switched in all stages
     whole = getattr(config, part)
     parts = tuple(replace(stage, **off) for stage in whole) if isinstance(whole, tuple) else replace(whole, **off)
     torch.manual_seed(seed)
