@@ -58,13 +58,20 @@ def fidelity() -> str:
     if report is None:
         return MISSING
     rows = []
+    recorded = read(f"recorded_{report['environment']}")
     for horizon, entry in report["fidelity"]["horizons"].items():
         frames = entry["frames"]
         for label, name in (("changed_seen", "changed"), ("all", "all")):
             names = ("dream", "closed_loop", "shuffled_actions", "repeat_last_frame")
             cells = [share(frames[source][label]["exact"]) for source in names]
-            rows.append([horizon, name, str(frames["dream"][label]["frames"]), *cells])
-    header = ["step", "frames", "n", "dream", "closed loop (ceiling)", "shuffled actions", "repeat last frame"]
+            whole = None
+            if recorded is not None:
+                shown, of = recorded["shown all the way"][label][horizon]
+                assert of == frames["dream"][label]["frames"], "these are other windows"
+                whole = shown / of
+            rows.append([horizon, name, str(frames["dream"][label]["frames"]), cells[0], share(whole), *cells[1:]])
+    header = ["step", "frames", "n", "dream", "shown all the way", "closed loop (ceiling)", "shuffled actions"]
+    header.append("repeat last frame")
     return f"DoorKey-5x5 from 20,000 random steps, share of frames that are exact:\n\n{markdown(header, rows)}"
 
 

@@ -5,7 +5,7 @@
 Every frame of the fixed test set is dreamed one step from the true frames before it, most likely codes. Frames that
 differ from the one before, on ground that was seen, are counted by how often the training data hold the same transition
 (frame, action, next frame), by the action, and by the player. Beside that, how far a mere list of those transitions
-would come: the windows of `worldmodel evaluate` in which training showed each step on the way. The JSON goes to
+would come: the windows of `worldmodel evaluate` in which training showed each step on the way. The JSONs go to
 benchmarks/results/.
 """
 
@@ -49,7 +49,8 @@ class Options:
     windows: int = 1500
     """Places, at each number of steps, at which it is asked whether training showed the whole way."""
     out: Path | None = None
-    """Where the JSON goes; benchmarks/results/transitions_ENV.json if not given."""
+    """Where the JSON of the run goes; benchmarks/results/transitions_ENV.json if not given. That of the data always is
+    benchmarks/results/recorded_ENV.json."""
 
 
 def shown_in_training(table: FrameTable) -> Counter[tuple[bytes, int, bytes]]:
@@ -138,13 +139,12 @@ def main(options: Options) -> None:
     print("training showed every step on the way")
     for horizon, (shown, total) in way["changed_seen"].items():
         print(f"  {horizon:>3s} steps, changed frames on seen ground: {shown:5d} of {total:5d}, {shown / total:.1%}")
-    path = options.out or RESULTS / f"transitions_{environment['id']}.json"
-    path.write_text(
-        json.dumps(
-            {"format_version": 1, "environment": environment["id"], **revision(), **found, "all the way": way}, indent=1
-        )
-    )
-    print(f"\nwritten to {path}")
+    about = {"format_version": 1, "environment": environment["id"], **revision()}
+    path, recorded = (RESULTS / f"{name}_{environment['id']}.json" for name in ("transitions", "recorded"))
+    path = options.out or path
+    path.write_text(json.dumps(about | found, indent=1))
+    recorded.write_text(json.dumps(about | {"windows": options.windows, "shown all the way": way}, indent=1))
+    print(f"\nwritten to {path} and {recorded}")
 
 
 if __name__ == "__main__":

@@ -53,3 +53,28 @@ def test_a_dream_of_the_truth_is_exact_and_every_step_is_counted_once(tmp_path, 
     monkeypatch.setattr(model, "decode", lambda _: torch.from_numpy(next(frames)))
     right = transitions.tally(model, test.table, test, vocabulary, length=14)
     assert all(exact == total for classes in right.values() for exact, total in classes.values())
+
+
+def test_a_window_is_shown_all_the_way_if_every_step_of_it_is(tmp_path):
+    test = load_test_set(spec_of("MiniGrid-Empty-5x5-v0"), tmp_path, episodes=3, progress=False)
+    whole = transitions.shown_all_the_way(test.table, test, windows=10_000)
+    assert all(shown == total for classes in whole.values() for shown, total in classes.values())
+    assert whole["all"]["1"][1] > 0
+
+    # Training lacks one of the transitions: all windows that come past it, and no others.
+    t = test.table
+    lacking = {(t.index[at - 1], t.action[at], t.index[at]) for at in [t.begin[-2] + 8]}
+    unseen = np.array(
+        [(t.index[i - 1], t.action[i], t.index[i]) in lacking and not t.first[i] for i in range(len(t.index))]
+    )
+    known = transitions.shown_in_training(t)
+    for before, action, after in lacking:
+        del known[t.frames[before].tobytes(), int(action), t.frames[after].tobytes()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transitions, "shown_in_training", lambda _: known)
+        found = transitions.shown_all_the_way(t, test, windows=10_000)["all"]
+    for horizon in (1, 5):
+        ends = [at for a, b in zip(t.begin[:-1], t.begin[1:]) for at in range(a + 7 + horizon, b)]
+        shown = [not unseen[at - horizon + 1 : at + 1].any() for at in ends]
+        assert found[str(horizon)] == [sum(shown), len(shown)]
+        assert sum(shown) < len(shown)
