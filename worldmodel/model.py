@@ -34,9 +34,8 @@ from worldmodel.latents import make_latent, partly_forgotten
 from worldmodel.layers import Memory
 from worldmodel.layout import Layout
 from worldmodel.loops import LoopedCore
-from worldmodel.modalities import TYPES
 from worldmodel.outputs import Pass, StepOutput
-from worldmodel.seeing import initial_sight, look_away, see_rows, see_step
+from worldmodel.seeing import check_frames, initial_sight, look_away, see_rows, see_step
 from worldmodel.side import action_vector
 from worldmodel.state import DreamState
 from worldmodel.tokens import Contents, Marks, Side, lengths_before, number_frames
@@ -226,14 +225,8 @@ class WorldModel(nn.Module):
         Raises:
             ValueError: the frame has another shape or dtype, there is no action where one is needed, or no row at all.
         """
-        B, spec = state.batch_size, self.config.observation
-        if B == 0:
-            raise ValueError("observe needs at least one row: the state that it was given has none")
-        if frame.shape != (B, *spec.shape) or frame.dtype != TYPES[spec.dtype]:
-            raise ValueError(
-                f"observe takes frames of shape {(B, *spec.shape)} and type {spec.dtype}, not of shape "
-                f"{tuple(frame.shape)} and type {str(frame.dtype).removeprefix('torch.')}"
-            )
+        B = state.batch_size
+        check_frames(frame, B, self.config.observation)
         first = first.to(self.device)
         memory = dict(state.tensors)
         if first.any():

@@ -19,7 +19,9 @@ from worldmodel.batch import Batch, Codes
 from worldmodel.chunks import Chunks
 from worldmodel.frames import FrameStage
 from worldmodel.layers import Memory
+from worldmodel.modalities import TYPES
 from worldmodel.router import Routing
+from worldmodel.specs import ObservationSpec
 from worldmodel.temporal import Changes
 
 CLIP = 4  # frames of a clip that pictures are learned from
@@ -192,6 +194,21 @@ def see_clips(stage: FrameStage, frames: Tensor, key: Tensor) -> Seen:
     chunks, posterior, routing = stage.encode(new.h[0], patches, torch.ones_like(place), new.changed[0])
     said = {} if routing is None else {"frame": routing}
     return Seen(patches, place.unsqueeze(0), chunks, posterior, said, new.changed, new.gate)
+
+
+def check_frames(frame: Tensor, batch: int, spec: ObservationSpec) -> None:
+    """Refuse what is no batch of observations: turned or flattened ones have as many values, and are others.
+
+    Raises:
+        ValueError: there is not one row, or the frames have another shape or type; the sentence names what is wanted.
+    """
+    if batch == 0:
+        raise ValueError("observe needs at least one row: the state that it was given has none")
+    if frame.shape != (batch, *spec.shape) or frame.dtype != TYPES[spec.dtype]:
+        raise ValueError(
+            f"observe takes frames of shape {(batch, *spec.shape)} and type {spec.dtype}, not of shape "
+            f"{tuple(frame.shape)} and type {str(frame.dtype).removeprefix('torch.')}"
+        )
 
 
 def see_step(
