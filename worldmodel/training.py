@@ -308,7 +308,7 @@ class Trainer:
                     f"{path} was written by another version of worldmodel, which laid the weights out differently: "
                     "dreams of the run go on working, but its training cannot; train into a new folder"
                 )
-            self._refuse_another_past(content["update"], content["config"])
+            self._refuse_another_past(content["update"], content.get("config", {}))
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.averaged.load_state_dict(content["averaged"])
@@ -327,7 +327,8 @@ class Trainer:
         """
         ends = {"pictures_first": 0, "past_first": self.config.pictures_first, "stride_first": 0}
         for name, before in ends.items():
-            was, now = begun[name], getattr(self.config, name)
+            now = getattr(self.config, name)
+            was = begun.get(name, now)  # older ones do not say all of it
             if was != now and before + min(was, now) < update:
                 raise UserError(
                     f"{self.run} is at update {update} and was trained with {name} {was}: it is too late for {now}, "

@@ -347,6 +347,23 @@ def test_the_average_follows_the_weights_and_the_report_sees_it(tmp_path: Path) 
     assert learner.model.training
 
 
+def test_a_checkpoint_that_does_not_know_a_knob_is_resumed_all_the_same(tmp_path: Path) -> None:
+    """One of before `past_first`, say; what it does say must not be changed once it has come to its end."""
+    trainer(tmp_path).train(updates=3, progress=False)
+    path = tmp_path / "trainer.pt"
+    content = torch.load(path, weights_only=True)
+    del content["config"]["past_first"]
+    torch.save(content, path)
+    resumed = trainer(tmp_path)
+    resumed.resume()
+    assert resumed.update == 3
+    content["config"]["pictures_first"] = resumed.config.pictures_first + 1
+    content["update"] = resumed.config.pictures_first + 1
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"was trained with pictures_first .* too late"):
+        trainer(tmp_path).resume()
+
+
 def test_what_learns_no_pictures_begins_to_be_averaged_behind_them(tmp_path: Path) -> None:
     """Or what is handed out for the first thousand updates of rows would be half of how the model was born."""
     torch.manual_seed(0)
